@@ -1,0 +1,42 @@
+"""What can go wrong, as a user sees it: every mistake a user can make ends in one of these.
+
+A message says what is wrong, which value or module it is about, and, in its last sentence, what to do.
+"""
+
+from __future__ import annotations
+
+
+class SurgeryError(ValueError):
+    """Base class of all errors this library raises for a model or an argument that it cannot work with."""
+
+
+class OptionError(SurgeryError):
+    """An argument of a public function has a value that means nothing there."""
+
+
+class PlacementError(SurgeryError):
+    """The model has no place for the placement that was asked for."""
+
+
+class StageError(SurgeryError):
+    """A stage was named that the model does not have."""
+
+
+class NothingToDoError(SurgeryError):
+    """The operation would change nothing: no site is left after `stages`, `where` and `existing`."""
+
+
+class ProbeError(SurgeryError):
+    """The model cannot be run on the probing input."""
+
+
+class PatientError(SurgeryError):
+    """The model itself is in a state that cannot be operated on (wrapped, shared, partly on the meta device, ...)."""
+
+
+class TraceError(SurgeryError):
+    """A block's forward cannot be written as a graph."""
+
+
+class VerifyError(SurgeryError):
+    """A promise about an operated model does not hold."""

@@ -1,0 +1,103 @@
+"""Find: the SE modules of a model, whoever put them there.
+
+In: a `Look`. Out: a list of `SESite`s. An SE is recognised by what it does and not by its class: a module that returns
+its input times one number a channel, computed from the pooled input, and runs no convolution on the map itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from .anatomy import channel_axis
+from .look import Call, Look, is_map
+from .records import Implant, implants, is_implant
+from .stages import Stages
+
+_PACKAGES = {"timm": "timm", "torchvision": "torchvision"}
+
+
+@dataclass(frozen=True)
+class SESite:
+    """One SE module of a model.
+
+    Attributes:
+        path: Path of the SE module itself.
+        unit: Path of the block it serves.
+        stage: Stage of the network, from 1.
+        channels: Channels it gates (C).
+        rd_channels: Width of its hidden layer, or None where it has none (ECA, eSE).
+        params: Number of its parameters.
+        origin: `se_surgery`, `timm`, `torchvision` or `other`.
+    """
+
+    path: str
+    unit: str
+    stage: int
+    channels: int
+    rd_channels: int | None
+    params: int
+    origin: str
+
+
+def sites_in(seen: Look, stages: Stages) -> list[SESite]:
+    """The SE modules that ran in a look, in order of execution."""
+    found: list[tuple[int, SESite]] = []
+    for path, calls in seen.calls.items():
+        module = seen.modules[path]
+        holder, _, name = path.rpartition(".")
+        implanted = path != "" and is_implant(seen.modules[holder], name)
+        if not implanted and (path == "" or not is_se(seen, calls[0]) or _inside(path, found)):
+            continue
+        if isinstance(module, nn.Identity):
+            continue
+        channels = _channels(calls[0])
+        found.append((calls[0].start, _site(module, path, seen, channels, stages.of(calls[0].end), implanted)))
+    return [site for _, site in sorted(found, key=lambda item: item[0])]
+
+
+def _inside(path: str, found: list[tuple[int, SESite]]) -> bool:
+    """Whether a module lies in an SE that was found before: a wrapper comes before what it wraps."""
+    return any(path.startswith(site.path + ".") for _, site in found)
+
+
+def is_se(seen: Look, call: Call) -> bool:
+    """Whether a module's call multiplied the map it was given by a gate per channel, computed from that map pooled."""
+    given, returned = [a for a in call.args if isinstance(a, Tensor)], call.output
+    if len(given) != 1 or not isinstance(returned, Tensor) or not is_map(returned.shape):
+        return False
+    if given[0].shape != returned.shape:
+        return False
+    events = seen.during(call)
+    spatial = {event.kind for event in events if event.spatial}
+    gates = [event for event in events if event.kind == "gate"]
+    # A hidden layer of one position: a 1x1 convolution or Linear of the pooled map, or ECA's convolution over channels.
+    layers = [event for event in events if event.kind in ("conv", "linear") and not event.spatial]
+    return len(gates) == 1 and gates[0].shape == tuple(returned.shape) and bool(layers) and not spatial - {"gate"}
+
+
+def _channels(call: Call) -> int:
+    shape = tuple(call.output.shape)
+    return int(shape[channel_axis(shape)])
+
+
+def _site(module: nn.Module, path: str, seen: Look, channels: int, stage: int, implanted: bool) -> SESite:
+    holder, _, name = path.rpartition(".")
+    record = next((i for i in implants(seen.modules[holder]) if i.name == name), None) if implanted else None
+    unit = record.now(record.unit, holder) if record is not None else holder
+    params = sum(parameter.numel() for parameter in module.parameters())
+    return SESite(path, unit, stage, channels, hidden_width(module), params, origin_of(module, record))
+
+
+def origin_of(module: nn.Module, record: Implant | None) -> str:
+    """Where an SE module comes from: `se_surgery`, `timm`, `torchvision` or `other`."""
+    if record is not None:
+        return "se_surgery"
+    return _PACKAGES.get(type(module).__module__.partition(".")[0], "other")
+
+
+def hidden_width(module: nn.Module) -> int | None:
+    """Width of an SE's hidden layer: what its first of two layers puts out; None where it has one layer only."""
+    layers = [child for child in module.modules() if isinstance(child, (nn.Conv2d, nn.Conv3d, nn.Linear))]
+    return int(layers[0].weight.shape[0]) if len(layers) >= 2 else None

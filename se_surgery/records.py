@@ -1,0 +1,116 @@
+"""Records: what this library leaves in a module it operated on, so that it can be found, undone and operated on again.
+
+An operated block carries a list of `Implant`s in its `__dict__` (plain data, it survives deepcopy and pickle), and a
+module out of which a native SE was taken carries that SE in `REPLACED`. The model itself carries its operations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+IMPLANTS = "_se_implants"
+REPLACED = "_se_replaced"
+OPERATIONS = "_se_operations"
+CODE = "_se_code"
+
+# Stands in `Implant.before` for an attribute that did not exist.
+ABSENT = "absent"
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A place in a block's forward: the value of one node on its way to some of its users.
+
+    Attributes:
+        owner: Path of the block whose forward it is in.
+        method: The method.
+        producer: Node that makes the value.
+        consumers: Nodes that take it from there and will take the gated value, in order.
+        shape: Shape of the value in the probing run.
+        axis: Its channel axis, counted from the end for channels-last values.
+        late: Whether the SE runs right before its first consumer and not right after the producer. A value that other
+            branches may change in place in between has to be read when the original forward reads it.
+        mode: `both`, or the one of `evaluation` and `training` whose graph it is in, where the two differ.
+    """
+
+    owner: str
+    method: str
+    producer: str
+    consumers: tuple[str, ...]
+    shape: tuple[int, ...] = field(compare=False)
+    axis: int = field(compare=False)
+    late: bool = False
+    mode: str = "both"
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the value."""
+        return self.shape[self.axis]
+
+
+@dataclass
+class Implant:
+    """One SE that this library put into a block.
+
+    Attributes:
+        name: The child's name in the block.
+        unit: Path of the unit it serves.
+        placement: Its placement.
+        edges: Its edge in each of the block's original methods; none where it fills the block's own empty slot.
+        before: What stood under that name: a module, None, or `ABSENT`.
+        host: Path of the block at the time; a model that is a part of another by now has all paths moved.
+        replaced: Paths of the native SEs that it replaced, at the time.
+    """
+
+    name: str
+    unit: str
+    placement: str
+    edges: tuple[Edge, ...]
+    before: Any = ABSENT
+    host: str = ""
+    replaced: tuple[str, ...] = ()
+
+    def now(self, path: str, host: str) -> str:
+        """A path of the time, now that the block is at `host`.
+
+        Example:
+            >>> Implant("se", "layer1.0", "standard", (), host="layer1.0").now("layer1.0", "backbone.layer1.0")
+            'backbone.layer1.0'
+        """
+        if host.endswith(self.host):
+            return (host[: len(host) - len(self.host)] + ("." if host and not self.host else "") + path).strip(".")
+        if self.host.endswith(host):
+            return path.removeprefix(self.host[: len(self.host) - len(host)])
+        return host
+
+
+def implants(block: nn.Module) -> list[Implant]:
+    """The implants of one block, oldest first."""
+    return list(block.__dict__.get(IMPLANTS, ()))
+
+
+def is_implant(parent: nn.Module | None, name: str) -> bool:
+    """Whether the child `name` of `parent` is an SE that this library put there."""
+    return parent is not None and any(implant.name == name for implant in implants(parent))
+
+
+def original_class(block: nn.Module) -> type[nn.Module]:
+    """The block's class before surgery."""
+    cls = type(block)
+    return cls.__mro__[1] if CODE in cls.__dict__ else cls
+
+
+def original_state(block: nn.Module) -> dict[str, Any]:
+    """The block's `__dict__` as it was before surgery (a copy; children and parameters are the block's own)."""
+    state = dict(block.__dict__)
+    state["_modules"] = dict(state["_modules"])
+    for implant in reversed(state.pop(IMPLANTS, [])):
+        state["_modules"].pop(implant.name, None)
+        if isinstance(implant.before, nn.Module):
+            state["_modules"][implant.name] = implant.before
+        elif implant.before is None:
+            state[implant.name] = None
+    return state

@@ -1,0 +1,104 @@
+"""Stages: which stage of the network a block belongs to.
+
+In: a `Look`. Out: the number of stages and the stage of anything that ended at a given time.
+
+timm's `feature_info` names the module that ends each stage; entries before which no block ends (a stem) do not count,
+so ResNet's stages 1..4 are layer1..layer4. Where an entry names no module (HRNet), the top-level modules that hold
+blocks are the stages. Without `feature_info` a stage ends where the resolution falls.
+"""
+
+from __future__ import annotations
+
+import bisect
+
+from torch import nn
+
+from .look import Look
+
+
+class Stages:
+    """The stages of a model, from 1.
+
+    Args:
+        seen: What one forward did.
+        ends: When (on the look's clock) each block ended; stages that hold none of them do not count.
+    """
+
+    def __init__(self, seen: Look, ends: list[int] | None = None) -> None:
+        marks = _feature_marks(seen)
+        if marks is None:
+            marks = _resolution_marks(seen)
+        ends = sorted(ends if ends is not None else _block_ends(seen))
+        held = {min(bisect.bisect_left(marks, end), len(marks) - 1) for end in ends} if marks else set()
+        self._marks = [mark for i, mark in enumerate(marks) if i in held] or [0]
+
+    @property
+    def count(self) -> int:
+        """Number of stages."""
+        return len(self._marks)
+
+    def of(self, end: int) -> int:
+        """The stage of something that ended at `end`."""
+        return min(bisect.bisect_left(self._marks, end), len(self._marks) - 1) + 1
+
+
+def _feature_marks(seen: Look) -> list[int] | None:
+    """When the module of each `feature_info` entry ended, or None where there is none to go by."""
+    info = getattr(seen.model, "feature_info", None)
+    entries = getattr(info, "info", info)
+    if not isinstance(entries, (list, tuple)) or not entries or not all(isinstance(e, dict) for e in entries):
+        return None
+    names = [str(entry.get("module", "")) for entry in entries]
+    if all(name in seen.calls for name in names):
+        return sorted({seen.calls[name][-1].end for name in names})
+    return _top_level_marks(seen, len(entries) - 1)
+
+
+def _top_level_marks(seen: Look, count: int) -> list[int] | None:
+    """When each of the root's children (or those of its ModuleLists) that hold a convolution block ended."""
+    root = seen.calls[""][0]
+    blocks = [call for call in root.children if _holds_join(seen, call.start, call.end)]
+    grouped: dict[str, int] = {}
+    for call in blocks:
+        path = call.path
+        top = path.split(".")[0]
+        grouped[top if not isinstance(seen.modules[top], nn.ModuleList) or path.count(".") == 0 else path] = call.end
+    return list(grouped.values())[:count] or None
+
+
+def _holds_join(seen: Look, start: int, end: int) -> bool:
+    return any(e.kind in ("add", "cat") and e.spatial and start < e.clock < end for e in seen.events)
+
+
+def _resolution_marks(seen: Look) -> list[int]:
+    """The last moment of every resolution, in order of execution; maps of one position belong to the one before."""
+    marks: list[int] = []
+    smallest: int | None = None
+    clock = 0
+    for event in seen.events:
+        if not event.spatial or event.kind == "gate":
+            continue
+        size = max(event.shape[-2:]) if event.shape[-1] == event.shape[-2] else max(event.shape[1:3])
+        if smallest is not None and size < smallest:
+            marks.append(clock)
+        smallest = size if smallest is None else min(size, smallest)
+        clock = event.clock
+    end = seen.calls[""][0].end
+    return [*_to_call_ends(seen, marks), end]
+
+
+def _to_call_ends(seen: Look, marks: list[int]) -> list[int]:
+    """Marks moved behind the calls that end on the resolution they close: a block ends after its last operation."""
+    starts = sorted(call.start for calls in seen.calls.values() for call in calls)
+    moved = []
+    for mark in marks:
+        following = bisect.bisect(starts, mark)
+        moved.append(starts[following] - 1 if following < len(starts) else mark)
+    return moved
+
+
+def _block_ends(seen: Look) -> list[int]:
+    """When the modules that join branches on feature maps ended; without any, when the convolutions did."""
+    owners = {e.path for e in seen.events if e.kind in ("add", "cat") and e.spatial}
+    ends = [seen.calls[path][-1].end for path in owners if path]
+    return ends or [e.clock for e in seen.events if e.kind == "conv" and e.spatial]

@@ -1,0 +1,214 @@
+"""Trace: write the forward of one block as a graph that reads like its source.
+
+In: a block (a module whose own forward joins branches), and the arguments of one observed call. Out: a `Trace`, a
+torch.fx graph with the block's children as leaves, and for every node the meta value it had in that call.
+
+What torch.fx alone gets wrong for a rewriter, and is put right here: arguments that are not tensors are kept as the
+constants they were in the call; in-place operators of the source (`x += y`) stay in place; buffers are read when the
+forward runs; a parameter is never frozen into the graph; nothing is eliminated as dead.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from .errors import TraceError
+from .look import Call
+
+# A step into an argument: an index of a list or tuple, or the key of a dict.
+Step = Any
+
+
+@dataclass(frozen=True)
+class Argument:
+    """How one leaf of the observed arguments enters the graph.
+
+    Attributes:
+        parameter: Name of the forward's parameter that holds it.
+        steps: Where in that parameter it is, outermost first; empty when it is the parameter itself.
+        node: Name of its placeholder, or None for a constant.
+        value: The constant.
+    """
+
+    parameter: str
+    steps: tuple[Step, ...]
+    node: str | None
+    value: Any = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A block's method as a graph.
+
+    Attributes:
+        method: Name of the method, `forward` for almost every block.
+        graph: Its graph; children of the block are `call_module` leaves.
+        signature: The method's signature, without `self`.
+        arguments: How the arguments of the call were bound.
+        lengths: Length of every list or tuple that holds tensors, by (parameter, steps).
+    """
+
+    method: str
+    graph: fx.Graph
+    signature: inspect.Signature
+    arguments: tuple[Argument, ...]
+    lengths: tuple[tuple[str, tuple[Step, ...], int], ...]
+
+
+class _Proxy(fx.Proxy):
+    """A proxy that records the source's in-place operators as such."""
+
+
+def _in_place(name: str) -> Callable[[_Proxy, Any], Any]:
+    target = getattr(operator, name)
+
+    def method(self: _Proxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return method
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ipow"):
+    setattr(_Proxy, f"__{_name}__", _in_place(_name))
+
+
+class _Tracer(fx.Tracer):
+    """Traces one method of a block with all its children as leaves and the observed arguments bound."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, method: str, bound: inspect.BoundArguments) -> None:
+        super().__init__()
+        self.traced_func_name = method
+        self.bound = bound
+        self.arguments: list[Argument] = []
+        self.lengths: list[tuple[str, tuple[Step, ...], int]] = []
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+    def proxy(self, node: fx.Node) -> _Proxy:
+        return _Proxy(node, self)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        self.root_fn = root_fn
+        values = {name: self._bind(name, (), value) for name, value in self.bound.arguments.items()}
+        call = inspect.BoundArguments(self.bound.signature, values)  # type: ignore[arg-type]
+
+        def run(root: nn.Module) -> Any:
+            return root_fn(root, *call.args, **call.kwargs)
+
+        return run, [self.root]
+
+    def _bind(self, parameter: str, steps: tuple[Step, ...], value: Any) -> Any:
+        if isinstance(value, Tensor):
+            name = "_".join([parameter, *map(str, steps)])
+            proxy = self.create_proxy("placeholder", name, (), {})
+            self.arguments.append(Argument(parameter, steps, proxy.node.name))
+            return proxy
+        if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value)):
+            if isinstance(value, dict):
+                return {key: self._bind(parameter, (*steps, key), item) for key, item in value.items()}
+            if type(value) in (list, tuple):
+                self.lengths.append((parameter, steps, len(value)))
+                return type(value)(self._bind(parameter, (*steps, i), item) for i, item in enumerate(value))
+            raise TraceError(f"the argument {parameter} holds tensors in a {type(value).__name__}")
+        self.arguments.append(Argument(parameter, steps, None, value))
+        return value
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor) and not isinstance(a, fx.Proxy):
+            raise TraceError("the forward makes or reads a tensor that is neither a parameter nor a buffer")
+        return super().create_arg(a)
+
+
+def shallow_view(block: nn.Module, cls: type, state: dict[str, Any]) -> nn.Module:
+    """A module of class `cls` over `state`: the block as it was before surgery, without touching the block."""
+    view: nn.Module = object.__new__(cls)
+    view.__dict__.update(state)
+    return view
+
+
+def trace(block: nn.Module, call: Call, *, method: str = "forward", training: bool = False) -> Trace:
+    """Trace `block.method` for the arguments of `call`.
+
+    Args:
+        block: The block, its own class's forward unchanged (see `shallow_view` for one that was operated on).
+        call: An observed call of it.
+        method: The method to trace.
+        training: The value `self.training` has in the trace.
+
+    Raises:
+        TraceError: The method cannot be written as a graph, with the reason.
+    """
+    view = shallow_view(block, type(block), {**block.__dict__, "training": training})
+    function = getattr(type(block), method)
+    signature = inspect.signature(function)
+    signature = signature.replace(parameters=list(signature.parameters.values())[1:])
+    bound = signature.bind(*call.args, **call.kwargs)
+    tracer = _Tracer(method, bound)
+    try:
+        graph = tracer.trace(view)
+    except TraceError:
+        raise
+    except Exception as error:  # whatever the block's own code raises on a proxy
+        raise TraceError(f"its forward cannot be traced ({type(error).__name__}: {_first_line(error)})") from error
+    return Trace(method, graph, signature, tuple(tracer.arguments), tuple(tracer.lengths))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]
+
+
+def replay(traced: Trace, block: nn.Module, call: Call, children: dict[str, Call]) -> dict[str, Any]:
+    """The meta value of every node in one observed call; None where it is not known.
+
+    Children are not run: they answer with what they returned in `children`, their calls by node.
+    """
+    values: dict[str, Any] = {}
+    leaves = _leaves(traced, call)
+
+    def run(node: fx.Node) -> Any:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n.name])
+        if node.op == "placeholder":
+            return leaves[node.name]
+        if node.op == "get_attr":
+            value = operator.attrgetter(str(node.target))(block)
+            return torch.empty_like(value, device="meta", requires_grad=False) if isinstance(value, Tensor) else value
+        if node.op == "call_module":
+            return children[node.name].output
+        if node.op == "call_function":
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return args[0]
+
+    with torch.no_grad():
+        for node in traced.graph.nodes:
+            try:
+                values[node.name] = run(node)
+            except Exception:  # a value that is not known makes those computed from it unknown, and no more
+                values[node.name] = None
+    return values
+
+
+def _leaves(traced: Trace, call: Call) -> dict[str, Any]:
+    bound = traced.signature.bind(*call.args, **call.kwargs)
+    found = {}
+    for argument in traced.arguments:
+        if argument.node is not None:
+            value = bound.arguments[argument.parameter]
+            for step in argument.steps:
+                value = value[step]
+            found[argument.node] = value
+    return found
