@@ -1,0 +1,252 @@
+"""Codegen: a traced forward with calls of new children in it, as a subclass of the block's own class.
+
+In: traces and the edges to put calls on. Out: a class. It is cached by base class and source, so equal blocks share it,
+and a block of it pickles as its base class and that source.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib
+import linecache
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.graph import CodeGen
+
+from .errors import SurgeryError, TraceError
+from .records import CODE, Edge
+from .trace import Argument, Trace
+
+# Where a name of the generated source comes from: (name, module, qualified name in it).
+Origin = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Code:
+    """The generated methods of one block's class, as plain data.
+
+    Attributes:
+        source: Python source of the methods.
+        origins: Where the names it uses come from.
+    """
+
+    source: str
+    origins: tuple[Origin, ...]
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """A call of the child `name` to be put on an edge; equal for equal blocks."""
+
+    name: str
+    producer: str
+    consumers: tuple[str, ...]
+    late: bool
+
+    @classmethod
+    def of(cls, name: str, edge: Edge) -> Insertion:
+        """The insertion of a child on an edge."""
+        return cls(name, edge.producer, edge.consumers, edge.late)
+
+
+_classes: dict[tuple[type, Code], type[nn.Module]] = {}
+
+
+def method_code(forms: Sequence[tuple[Trace, Sequence[Insertion]]]) -> Code:
+    """The code of one method with the insertions made, for both modes.
+
+    Args:
+        forms: The method's trace and its insertions in evaluation, then those in training.
+
+    Raises:
+        TraceError: An edge is not in the graph, or a name cannot be found again by import.
+    """
+    bodies, names = [], {}
+    evaluating = forms[0][0]
+    for traced, insertions in forms:
+        graph = insert(traced.graph, insertions)
+        text, found = _body(graph)
+        bodies.append(_bindings(traced) + text)
+        names.update(found)
+    lines = [f"def {evaluating.method}(self{_parameters(evaluating)}):", *_guards(evaluating)]
+    if bodies[0] == bodies[1]:
+        lines += bodies[0]
+    else:
+        lines += ["    if self.training:", *("    " + line if line else line for line in bodies[1]), *bodies[0]]
+    names["_refuse"] = refuse_argument
+    source = "\n".join(lines) + "\n"
+    compiled = compile(source, "<check>", "exec").co_consts
+    used = {name for code in compiled if isinstance(code, CodeType) for name in code.co_names}
+    return Code(source, tuple(_origin(name, value) for name, value in sorted(names.items()) if name in used))
+
+
+def insert(graph: fx.Graph, insertions: Sequence[Insertion]) -> fx.Graph:
+    """A copy of the graph with one call for every insertion, in their order; each is checked to be there once."""
+    graph = copy.deepcopy(graph)
+    nodes = {node.name: node for node in graph.nodes}
+    order = {name: i for i, name in enumerate(nodes)}
+    standing: dict[tuple[str, str], fx.Node] = {}
+    for new in insertions:
+        missing = [name for name in (new.producer, *new.consumers) if name not in nodes]
+        if missing:
+            raise TraceError(f"the forward has no value {missing[0]!r} any more")
+        sources = {standing.get((new.producer, consumer), nodes[new.producer]) for consumer in new.consumers}
+        if len(sources) > 1:
+            raise TraceError(f"{new.name!r} would gate the same value before and behind another SE")
+        (source,) = sources
+        first = min(new.consumers, key=order.__getitem__)
+        with graph.inserting_before(nodes[first]) if new.late else graph.inserting_after(source):
+            call = graph.call_module(new.name, (source,))
+        for consumer in new.consumers:
+            nodes[consumer].replace_input_with(source, call)
+            standing[new.producer, consumer] = call
+    for insertion in insertions:
+        calls = [n for n in graph.nodes if n.op == "call_module" and n.target == insertion.name]
+        if len(calls) != 1 or not calls[0].users:
+            raise TraceError(f"{insertion.name!r} would be called {len(calls)} times, not once")
+    return graph
+
+
+def _body(graph: fx.Graph) -> tuple[list[str], dict[str, Any]]:
+    graph._codegen = CodeGen()
+    code = graph.python_code("self")
+    lines = code.src.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("def forward("))
+    return [line for line in lines[start + 1 :] if line.strip()], dict(code.globals)
+
+
+def _parameters(traced: Trace) -> str:
+    """The method's own parameters, as source."""
+    parts = []
+    previous = None
+    for parameter in traced.signature.parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and previous not in (
+            parameter.KEYWORD_ONLY,
+            parameter.VAR_POSITIONAL,
+        ):
+            parts.append("*")
+        prefix = "*" if parameter.kind is parameter.VAR_POSITIONAL else ""
+        prefix = "**" if parameter.kind is parameter.VAR_KEYWORD else prefix
+        default = "" if parameter.default is parameter.empty else f"={_literal(parameter.default)}"
+        parts.append(f"{prefix}{parameter.name}{default}")
+        previous = parameter.kind
+    return "".join(f", {part}" for part in parts)
+
+
+def _literal(value: Any) -> str:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, (tuple, list)) and all(isinstance(v, (bool, int, float, str)) for v in value):
+        return repr(value)
+    raise TraceError(f"its forward has the default {value!r}, which cannot be written down")
+
+
+def _guards(traced: Trace) -> list[str]:
+    """Refuse calls with other constants than those the graph was made for."""
+    lines = []
+    for argument in traced.arguments:
+        if argument.node is None:
+            differs = "is not" if argument.value is None or isinstance(argument.value, bool) else "!="
+            lines.append(_guard(argument.parameter, argument.steps, "{} " + f"{differs} {_literal(argument.value)}"))
+    lines += [_guard(parameter, steps, f"len({{}}) != {length}") for parameter, steps, length in traced.lengths]
+    return lines
+
+
+def _guard(parameter: str, steps: tuple[Any, ...], test: str) -> str:
+    place = _place(parameter, steps)
+    return f"    if {test.format(place)}: _refuse({parameter!r}, {place})"
+
+
+def _bindings(traced: Trace) -> list[str]:
+    """Give the placeholders their values, where they are not the parameters themselves."""
+    return [
+        f"    {argument.node} = {_access(argument)}"
+        for argument in traced.arguments
+        if argument.node is not None and argument.node != _access(argument)
+    ]
+
+
+def _access(argument: Argument) -> str:
+    return _place(argument.parameter, argument.steps)
+
+
+def _place(parameter: str, steps: tuple[Any, ...]) -> str:
+    return parameter + "".join(f"[{step!r}]" for step in steps)
+
+
+def refuse_argument(parameter: str, value: Any) -> None:
+    """Called by generated forwards for an argument they were not made for.
+
+    Raises:
+        SurgeryError: Always.
+    """
+    shown = f"{len(value)} items" if isinstance(value, (list, tuple)) else type(value).__name__
+    raise SurgeryError(
+        f"This block was operated on for calls with another {parameter!r} than {shown}: its forward was traced from "
+        f"the call that the model itself makes. Operate with an example_input that makes the call you need."
+    )
+
+
+def _origin(name: str, value: Any) -> Origin:
+    module = getattr(value, "__name__", "") if type(value) is type(torch) else getattr(value, "__module__", "") or ""
+    inner = "" if type(value) is type(torch) else getattr(value, "__qualname__", "")
+    if isinstance(value, float):
+        module, inner = "math", {"inf": "inf", "nan": "nan"}.get(name, "")
+    for candidate in (module, "torch", "builtins"):
+        try:
+            if _resolve(candidate, inner) is value:
+                return (name, candidate, inner)
+        except (ImportError, AttributeError, ValueError):
+            continue
+    raise TraceError(f"its forward uses {name!r}, which cannot be found again by import")
+
+
+def _resolve(module: str, inner: str) -> Any:
+    found = importlib.import_module(module)
+    return operator.attrgetter(inner)(found) if inner else found
+
+
+def join(codes: Sequence[Code]) -> Code:
+    """The code of several methods as one."""
+    origins = tuple(dict.fromkeys(origin for code in codes for origin in code.origins))
+    return Code("\n".join(code.source for code in codes), origins)
+
+
+def subclass(base: type[nn.Module], code: Code) -> type[nn.Module]:
+    """The subclass of `base` with the generated methods; the same object for the same base and code."""
+    key = (base, code)
+    if key not in _classes:
+        digest = hashlib.sha256(code.source.encode()).hexdigest()[:12]
+        file = f"<se_surgery {base.__qualname__} {digest}>"
+        # Tracebacks, inspect.getsource and torch.jit read the source from here.
+        linecache.cache[file] = (len(code.source), None, code.source.splitlines(True), file)
+        names: dict[str, Any] = {name: _resolve(module, inner) for name, module, inner in code.origins}
+        methods: dict[str, Any] = {}
+        exec(compile(code.source, file, "exec"), names, methods)
+        for function in methods.values():
+            function.__qualname__ = f"{base.__qualname__}.{function.__name__}"
+            function.__module__ = base.__module__
+        shared = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+        methods = {**shared, **methods, CODE: code, "__reduce_ex__": _reduce}
+        _classes[key] = type(base.__name__, (base,), methods)
+    return _classes[key]
+
+
+def _reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+    """Pickle (and copy) a block as its base class and code: the subclass cannot be found by its name."""
+    cls = type(self)
+    reduced = super(cls, self).__reduce_ex__(protocol)
+    return (revive, (cls.__mro__[1], getattr(cls, CODE)), *reduced[2:])
+
+
+def revive(base: type[nn.Module], code: Code) -> nn.Module:
+    """An empty block of the generated class, for pickle to fill."""
+    cls = subclass(base, code)
+    return cls.__new__(cls)

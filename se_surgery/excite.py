@@ -1,0 +1,226 @@
+"""The SE module, and the other attention modules that can take its place.
+
+In: an `SESpec`, the shape of one SE. Out: a module that takes a batch of feature maps and returns it gated.
+
+    z = squeeze(x)                      mean or maximum over the positions           (B, C)
+    s = gate(fc2(act(fc1(z))))          excitation, hidden width rd_channels         (B, C)
+    y = gate_scale * s * x              scale
+
+Section 3 of Hu et al., Squeeze-and-Excitation Networks (arXiv 1709.01507). Module and parameter names are timm's.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from timm.layers import create_act_layer, create_attn, make_divisible
+from torch import Tensor, nn
+
+
+class Gate(NamedTuple):
+    """A gate: its module, and its value at zero, from which the scale that makes it the identity follows."""
+
+    module: type[nn.Module]
+    at_zero: float
+
+
+# Table 12 of the paper compares sigmoid, tanh and ReLU. A gate that is zero at zero has no scale that makes it one.
+GATES: dict[str, Gate] = {
+    "sigmoid": Gate(nn.Sigmoid, 0.5),
+    "hard_sigmoid": Gate(nn.Hardsigmoid, 0.5),
+    "tanh": Gate(nn.Tanh, 0.0),
+    "relu": Gate(nn.ReLU, 0.0),
+}
+# Table 11 of the paper.
+SQUEEZES = {"avg": torch.mean, "max": torch.amax}
+# timm's attention modules that keep the shape and add little arithmetic.
+LIGHT_ATTENTION = ("ese", "eca", "ecam", "ceca", "ge", "gc", "gca", "cbam", "lcbam")
+INITS = ("identity", "paper")
+
+
+@dataclass(frozen=True)
+class SESpec:
+    """The architecture of one SE module: all that its construction needs, and all that is plain data.
+
+    Attributes:
+        channels: Channels it gates (C).
+        rd_channels: Width of its hidden layer.
+        bias: Whether the first and the second layer have a bias.
+        squeeze: `avg` or `max`.
+        act: Activation between the layers, by timm's name.
+        gate: A key of `GATES`.
+        gate_scale: What the gate is multiplied by.
+        mix: Whether the output is `x + mix * (gated - x)` with a learnable `mix` that starts at zero.
+        channels_last: Whether channels are the last axis of the maps.
+        attn: `se`, or one of `LIGHT_ATTENTION`.
+    """
+
+    channels: int
+    rd_channels: int
+    bias: tuple[bool, bool] = (False, False)
+    squeeze: str = "avg"
+    act: str = "relu"
+    gate: str = "sigmoid"
+    gate_scale: float = 1.0
+    mix: bool = False
+    channels_last: bool = False
+    attn: str = "se"
+
+
+def hidden_channels(channels: int, r: int, rd_divisor: int = 1) -> int:
+    """Width of the hidden layer: `max(2, C // r)`, rounded as timm does where `rd_divisor` > 1.
+
+    Example:
+        >>> hidden_channels(256, 16), hidden_channels(24, 16), hidden_channels(24, 16, rd_divisor=8)
+        (16, 2, 8)
+    """
+    width = max(2, channels // r)
+    return int(make_divisible(width, rd_divisor, round_limit=0.0)) if rd_divisor > 1 else width
+
+
+class SqueezeExcite(nn.Module):
+    """Squeeze-and-excitation: scales every channel of a map by a gate computed from all of them.
+
+    Parameters are `fc1.weight` (rd_channels, C, 1, 1) and `fc2.weight` (C, rd_channels, 1, 1), and their biases, in
+    timm's names, shapes and order. With `init="identity"` the second layer is zero and the gate is one for any input,
+    bit for bit on finite maps; the rows of the first layer come in pairs (w, -w), so that one of each pair passes the
+    ReLU whatever the input and the second layer learns from the first step on.
+
+    Args:
+        spec: The architecture.
+        init: `identity` or `paper` (plain random weights).
+
+    Shape:
+        (B, C, H, W), (B, C, T, H, W), or channels last; the output has the input's shape.
+
+    Example:
+        >>> se = SqueezeExcite(SESpec(channels=64, rd_channels=4, gate_scale=2.0), init="identity")
+        >>> x = torch.randn(2, 64, 7, 7)
+        >>> torch.equal(se(x), x)
+        True
+    """
+
+    def __init__(
+        self,
+        spec: SESpec,
+        init: str = "identity",
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.squeeze = spec.squeeze
+        self.gate_scale = spec.gate_scale
+        self.channels_last = spec.channels_last
+        first, second = spec.bias
+        self.fc1 = nn.utils.skip_init(
+            nn.Conv2d, spec.channels, spec.rd_channels, 1, bias=first, device=device or "cpu", dtype=dtype
+        )
+        self.act = create_act_layer(spec.act, inplace=True)
+        self.fc2 = nn.utils.skip_init(
+            nn.Conv2d, spec.rd_channels, spec.channels, 1, bias=second, device=device or "cpu", dtype=dtype
+        )
+        self.gate = GATES[spec.gate].module()
+        self.mix = nn.Parameter(torch.zeros((), device=device, dtype=dtype)) if spec.mix else None
+        self.reset_parameters(init, spec)
+
+    @torch.no_grad()
+    def reset_parameters(self, init: str, spec: SESpec) -> None:
+        """Draw the weights anew from torch's global random number generator."""
+        self.fc1.reset_parameters()
+        if init == "paper" or spec.mix:
+            self.fc2.reset_parameters()
+        else:
+            _zero(self.fc2.weight, self.fc2.bias)
+        if init == "identity":
+            pairs = self.fc1.weight.shape[0] // 2
+            self.fc1.weight[pairs : 2 * pairs] = -self.fc1.weight[:pairs]
+            _zero(self.fc1.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate the channels of `x`."""
+        gate = self.excite(self.pool(x))
+        if self.gate_scale != 1.0:
+            gate = gate * self.gate_scale
+        if self.mix is None:
+            return x * gate
+        return x + self.mix * (x * gate - x)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """The squeeze: one number a channel, in the rank and layout of `x`."""
+        axes = list(range(1, x.dim() - 1)) if self.channels_last else list(range(2, x.dim()))
+        return x.amax(axes, keepdim=True) if self.squeeze == "max" else x.mean(axes, keepdim=True)
+
+    def excite(self, z: Tensor) -> Tensor:
+        """The excitation: a gate a channel from the squeezed map, in its rank and layout."""
+        if z.dim() == 4 and not self.channels_last:
+            return self.gate(self.fc2(self.act(self.fc1(z))))  # type: ignore[no-any-return]
+        flat = z.reshape(z.shape[0], -1, 1, 1)
+        return self.gate(self.fc2(self.act(self.fc1(flat)))).reshape(z.shape)  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        """What differs from the paper's module."""
+        parts = [f"squeeze={self.squeeze!r}"] if self.squeeze != "avg" else []
+        parts += [f"gate_scale={self.gate_scale:g}"] if self.gate_scale != 1.0 else []
+        parts += ["channels_last=True"] if self.channels_last else []
+        return ", ".join(parts)
+
+
+def _zero(*tensors: Tensor | None) -> None:
+    for tensor in tensors:
+        if tensor is not None:
+            tensor.zero_()
+
+
+class Attention(nn.Module):
+    """One of timm's light attention modules in an SE's place; with `mix` it starts as the identity.
+
+    Args:
+        spec: The architecture; `spec.attn` is one of `LIGHT_ATTENTION`.
+
+    Shape:
+        (B, C, H, W), or (B, H, W, C) where the spec says channels last; the output has the input's shape.
+    """
+
+    def __init__(self, spec: SESpec, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.channels_last = spec.channels_last
+        self.attn = attention(spec.attn, spec.channels, spec.rd_channels).to(device=device, dtype=dtype)
+        self.mix = nn.Parameter(torch.zeros((), device=device, dtype=dtype)) if spec.mix else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend to the channels of `x`."""
+        y: Tensor = self.attn(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if self.channels_last else self.attn(x)
+        return y if self.mix is None else x + self.mix * (y - x)
+
+
+def attention(name: str, channels: int, rd_channels: int) -> nn.Module:
+    """Timm's attention module `name`, with the hidden width where it takes one."""
+    from timm.layers import get_attn
+
+    takes = inspect.signature(get_attn(name).__init__).parameters
+    options = {"rd_channels": rd_channels} if "rd_channels" in takes else {}
+    return create_attn(name, channels, **options)  # type: ignore[no-any-return]
+
+
+def build(spec: SESpec, init: str, device: torch.device | None, dtype: torch.dtype | None) -> nn.Module:
+    """The module for a spec."""
+    if spec.attn == "se":
+        return SqueezeExcite(spec, init, device, dtype)
+    return Attention(spec, device, dtype)
+
+
+def parameter_count(spec: SESpec) -> int:
+    """Number of parameters of the module for a spec; nothing is allocated for it.
+
+    Example:
+        >>> parameter_count(SESpec(channels=64, rd_channels=4, bias=(False, True)))
+        576
+    """
+    if spec.attn == "se":
+        first, second = spec.bias
+        return 2 * spec.channels * spec.rd_channels + first * spec.rd_channels + second * spec.channels + spec.mix
+    with torch.device("meta"):
+        return sum(p.numel() for p in attention(spec.attn, spec.channels, spec.rd_channels).parameters()) + spec.mix
