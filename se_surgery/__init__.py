@@ -20,7 +20,8 @@ from .exam import find_se
 from .excite import SESpec, SqueezeExcite
 from .find import SESite
 from .graft import add_se
-from .plan import Plan, Site, Skipped, plan_se
+from .plan import Plan, Site, Skipped
+from .planner import plan_se
 from .promises import Report, verify
 from .recipe import apply_recipe, recipe_of
 from .strip import strip_se

@@ -44,6 +44,7 @@ class Anatomy:
         self.codes: dict[Any, Any] = {}
         self._traces: dict[Any, Trace | TraceError] = {}
         self._blocks: dict[tuple[str, str], Block] = {}
+        self._differs: dict[tuple[int, int], bool] = {}
 
     def block(self, path: str, method: str = "") -> Block:
         """The block at `path`, by one of its methods; by the one that is its way in when none is named.
@@ -70,12 +71,15 @@ class Anatomy:
 
     def differs_in_training(self, path: str, method: str) -> bool:
         """Whether a block's training graph has other nodes than its evaluation graph, or cannot be made."""
+        block = self.block(path, method)
         try:
-            pair = (self.block(path, method), self.in_training.block(path, method))
+            training = self.traced(block.view, block.call, method, training=True)
         except TraceError:
             return True
-        first, second = ([(n.op, n.name, n.target, n.all_input_nodes.__str__()) for n in b.nodes] for b in pair)
-        return first != second
+        pair = (id(block.trace), id(training))
+        if pair not in self._differs:
+            self._differs[pair] = _structure(block.trace.graph) != _structure(training.graph)
+        return self._differs[pair]
 
     def other_ways(self, path: str) -> list[Block]:
         """The block by its other public `forward_*` methods that take what its forward takes and can be traced."""
@@ -131,6 +135,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(_plain(item) for item in value)
     return id(value)
+
+
+def _structure(graph: fx.Graph) -> list[tuple[Any, ...]]:
+    return [(n.op, n.name, n.target, [source.name for source in n.all_input_nodes]) for n in graph.nodes]
 
 
 def _argument_key(call: Call) -> Any:

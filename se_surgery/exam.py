@@ -14,11 +14,12 @@ from torch import nn
 from .anatomy import Anatomy, is_under
 from .errors import PatientError
 from .find import SESite, sites_in
+from .joins import Unit
 from .look import Look, look
 from .placements import PLACEMENTS, NoPlace, place
 from .records import implants
 from .stages import Stages
-from .units import Unit, Units, recognise
+from .units import Units, recognise
 
 
 class Exam:

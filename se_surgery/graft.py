@@ -16,11 +16,12 @@ from torch import nn
 
 from .anatomy import Anatomy
 from .codegen import Code, Insertion, join, method_code, subclass
-from .errors import PatientError, SurgeryError
+from .errors import OptionError, PatientError, SurgeryError
 from .exam import Exam
 from .excite import build
-from .options import check_options
-from .plan import Plan, Site, make_plan, options_to_dict, site_to_dict, unplaced_reason
+from .options import check_options, option_arguments
+from .plan import Plan, Site, options_to_dict, site_to_dict
+from .planner import make_plan, unplaced_reason
 from .records import (
     ABSENT,
     IMPLANTS,
@@ -81,6 +82,7 @@ def add_se(
     existing: str = "skip",
     name: str = "se",
     example_input: Any = None,
+    lean: bool = False,
     inplace: bool = True,
 ) -> nn.Module:
     """Put squeeze-and-excitation modules into a CNN, in place, and return it.
@@ -110,6 +112,7 @@ def add_se(
         name: Name of the child module.
         example_input: (C, H, W), a tensor with its batch axis, or a tuple of arguments, to look at the model with. By
             default the size in timm's `pretrained_cfg`, or one that works.
+        lean: Only False: SEs run in the plain form. A form that saves less for the backward pass is to come.
         inplace: Operate on the model itself, or on a copy.
 
     Returns:
@@ -125,23 +128,9 @@ def add_se(
 
     Source: Hu et al., Squeeze-and-Excitation Networks, arXiv 1709.01507, sections 3 and 6.4.
     """
-    options = check_options(
-        placement=placement,
-        r=r,
-        stages=stages,
-        where=where,
-        rd_channels=rd_channels,
-        rd_divisor=rd_divisor,
-        bias=bias,
-        squeeze=squeeze,
-        act=act,
-        gate=gate,
-        gate_scale=gate_scale,
-        init=init,
-        attn=attn,
-        existing=existing,
-        name=name,
-    )
+    options = check_options(**option_arguments(locals()))
+    if lean is not False:
+        raise OptionError(f"lean={lean!r}: there is no lean form of the SE yet. Leave it out, or take lean=False.")
     if not inplace:
         model = copied(model)
     return graft(model, make_plan(Exam(model, example_input), options))

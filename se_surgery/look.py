@@ -366,16 +366,16 @@ def probes(model: nn.Module, example_input: Any = None) -> Iterator[tuple[Any, .
             "Give the size (C, H, W), a tensor with its batch axis, or a tuple of the forward's arguments."
         )
     else:
-        channels = first.in_channels if first is not None else 3
         config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
-        size = config.get("input_size") if isinstance(config, dict) else None
+        size = tuple(config.get("input_size") or ()) if isinstance(config, dict) else ()
+        # A stem may rearrange positions into channels in front of its first convolution.
+        counts = dict.fromkeys([first.in_channels if first is not None else 3, *size[:1], 3, 1])
         if isinstance(first, nn.Conv3d):
-            yield images(channels, 16, 112, 112)
+            yield from (images(channels, 16, 112, 112) for channels in counts)
             return
-        if size:
-            yield images(channels, *size[1:])
-        for side in PROBE_SIZES:
-            yield images(channels, side, side)
+        sizes = [*([size[1:]] if len(size) == 3 else []), *((side, side) for side in PROBE_SIZES)]
+        for height, width in sizes:
+            yield from (images(channels, height, width) for channels in counts)
 
 
 def _describe(args: tuple[Any, ...]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from timm.layers import get_act_layer
@@ -52,6 +52,11 @@ class Options:
     def mix(self) -> bool:
         """Whether the identity needs a learnable mix, because no factor makes this gate one at zero."""
         return self.init == "identity" and (self.attn != "se" or not GATES[self.gate].at_zero)
+
+
+def option_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a verb's arguments those that are options."""
+    return {option.name: arguments[option.name] for option in fields(Options)}
 
 
 def check_options(

@@ -11,9 +11,11 @@ from dataclasses import replace
 from torch import fx
 
 from .anatomy import Anatomy, Block
+from .behind import after_convolution
 from .errors import TraceError
+from .joins import Unit
 from .records import Edge
-from .units import Unit, after_convolution, in_training, other_ways
+from .units import in_training, other_ways
 
 
 class NoPlace(Exception):

@@ -15,7 +15,8 @@ from .errors import SurgeryError
 from .exam import Exam
 from .graft import Journal, graft
 from .options import check_options
-from .plan import make_plan, site_to_dict
+from .plan import site_to_dict
+from .planner import make_plan
 from .records import OPERATIONS
 from .strip import remove
 

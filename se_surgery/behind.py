@@ -1,0 +1,136 @@
+"""Behind: the place behind a convolution with its normalisation and activation.
+
+In: an `Anatomy` and a convolution that ran. Out: the block that holds the place, and the node whose value it is.
+"""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from .anatomy import Anatomy, Block, is_under, parents
+from .errors import TraceError
+from .look import Event
+
+
+def after_convolution(anatomy: Anatomy, event: Event, within: str | None = None) -> tuple[Block, fx.Node]:
+    """The node behind a convolution with its normalisation and activation, and the block it is in.
+
+    A block that ends before the activation is followed by the one around it; with `within`, so is every block under
+    that one that ends there.
+
+    Climbs from the convolution to the block whose own forward goes on after it. In an `nn.Sequential` that is no block
+    (its indices are keys), there the activation itself is the block; never the convolution or the normalisation, which
+    others replace (fusing, SyncBatchNorm).
+
+    Raises:
+        TraceError: No such place exists.
+    """
+    modules = anatomy.look.modules
+    child = event.path
+    for parent in _up_from(anatomy, event):
+        if isinstance(modules[parent], nn.Sequential):
+            host = _activation_behind(anatomy, parent, child)
+            if host is not None:
+                block = anatomy.block(host)
+                return block, _returned(block)
+            if not _ends_with(anatomy, parent, child):
+                raise TraceError("its Sequential has no activation behind it that could hold an SE")
+        else:
+            block = anatomy.block(parent)
+            node = _after_sums(block, _node_of(block, child, event))
+            is_done = "act" in block.kinds(node) if within is None else not is_under(parent, within)
+            if is_done or not _is_returned(block, node):
+                if within is None and "act" not in block.kinds(node):
+                    break
+                return block, node
+        child = parent
+    raise TraceError("no activation follows the convolution")
+
+
+def _is_returned(block: Block, node: fx.Node) -> bool:
+    while node.op != "output":
+        if len(node.users) != 1:
+            return False
+        (user,) = node.users
+        if user.op == "output":
+            return user.args[0] is node
+        if not block.passes(user):
+            return False
+        node = user
+    return False
+
+
+def _up_from(anatomy: Anatomy, event: Event) -> list[str]:
+    """The called modules around a convolution, nearest first; the caller of a functional convolution is the nearest."""
+    module = anatomy.look.modules[event.path]
+    above = [path for path in parents(event.path) if path in anatomy.look.calls]
+    return (
+        above if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or not module._modules else [event.path, *above]
+    )
+
+
+def _activation_behind(anatomy: Anatomy, sequential: str, child: str) -> str | None:
+    """The activation that follows a child of a Sequential, behind its normalisation."""
+    seen = anatomy.look
+    prefix = sequential + "." if sequential else ""
+    names = list(seen.modules[sequential]._modules)
+    for name in names[names.index(child[len(prefix) :].split(".")[0]) + 1 :]:
+        calls = seen.calls.get(prefix + name)
+        if not calls:
+            return None
+        kinds = {event.kind for event in seen.during(calls[0])}
+        if kinds == {"act"}:
+            return prefix + name
+        if kinds == {"norm", "act"}:
+            acts = [event.path for event in seen.during(calls[0]) if event.kind == "act"]
+            return acts[0] if acts[0] != prefix + name else None
+        if kinds - {"norm"} or isinstance(seen.modules[prefix + name], nn.Flatten):
+            return None
+    return None
+
+
+def _ends_with(anatomy: Anatomy, sequential: str, child: str) -> bool:
+    """Whether nothing but normalisation and identities follows a child of a Sequential."""
+    seen = anatomy.look
+    prefix = sequential + "." if sequential else ""
+    names = list(seen.modules[sequential]._modules)
+    following = names[names.index(child[len(prefix) :].split(".")[0]) + 1 :]
+    events = [event for name in following for call in seen.calls.get(prefix + name, []) for event in seen.during(call)]
+    shapes = {tuple(call.output.shape) for name in following for call in seen.calls.get(prefix + name, [])}
+    return {event.kind for event in events} <= {"norm"} and len(shapes) <= 1
+
+
+def _returned(block: Block) -> fx.Node:
+    value = block.output().args[0]
+    if not isinstance(value, fx.Node) or not block.is_map(value):
+        raise TraceError(f"{block.path!r} does not return one feature map")
+    return value
+
+
+def _node_of(block: Block, child: str, event: Event) -> fx.Node:
+    """The node in which a convolution ran."""
+    for node in block.nodes:
+        if event in block.events(node):
+            return node
+    raise TraceError(f"the convolution at {child!r} is not reached from the forward of {block.path or 'the model'!r}")
+
+
+def _after_sums(block: Block, node: fx.Node) -> fx.Node:
+    """Behind normalisation and activation, and behind the sums of branches that re-parameterisation makes one."""
+    while True:
+        node = block.walk_forward(node, frozenset({"norm", "act"}))
+        following = _next_sum(block, node)
+        if "act" in block.kinds(node) or following is None:
+            return node
+        node = following
+
+
+def _next_sum(block: Block, node: fx.Node) -> fx.Node | None:
+    """The addition that a value goes to next, through drop paths and the like."""
+    while len(node.users) == 1:
+        (node,) = node.users
+        if block.kind(node) == "add":
+            return node
+        if node.op == "output" or not block.passes(node):
+            return None
+    return None

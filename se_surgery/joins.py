@@ -1,0 +1,312 @@
+"""Joins: what an addition or concatenation of feature maps is, seen from the way its operands came about.
+
+In: a traced `Block`. Out: the `Unit`s that its joins make, and a `Reject` with the reason for every other join. Rules
+go in a fixed order; the first one with an opinion decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import fx
+
+from .anatomy import Block, no_activation_after_convolution
+from .look import Event
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit: where an SE can sit.
+
+    Attributes:
+        path: Path of its block.
+        kind: `residual`, `concat_residual`, `inception`, `aggregation`, `straight`, `dense` or `plain`.
+        block: The traced block.
+        end: When it ended, on the look's clock.
+        join: The addition or concatenation; None for `straight`, `dense` and `plain`.
+        branch: Set of nodes of the transformed branch alone.
+        transformed: Last node of the branch.
+        untransformed: Last node of the shortcut.
+        convolution: The convolution of a `plain` unit.
+    """
+
+    path: str
+    kind: str
+    block: Block
+    end: int
+    join: fx.Node | None = None
+    branch: int = 0
+    transformed: fx.Node | None = None
+    untransformed: fx.Node | None = None
+    convolution: Event | None = None
+
+    @cached_property
+    def nodes(self) -> list[fx.Node]:
+        """The nodes of the branch."""
+        return self.block.within(self.branch)
+
+    @property
+    def start(self) -> int:
+        """When its block began."""
+        return self.block.call.start
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A join, or a block, that gets no SE, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One operand of a join, with the set of nodes that it alone is computed from."""
+
+    node: fx.Node
+    alone: int
+    script: str
+
+    @property
+    def convolutions(self) -> int:
+        """Number of convolutions on the way to this operand alone."""
+        return self.script.count("c")
+
+    @property
+    def transformed(self) -> bool:
+        """Whether it has a convolution and an activation."""
+        return "c" in self.script and "a" in self.script
+
+
+@dataclass(frozen=True)
+class Join:
+    """An addition or concatenation of feature maps in a block's own forward."""
+
+    block: Block
+    node: fx.Node
+    kind: str
+    operands: tuple[Operand, ...]
+
+
+def joins_of(block: Block) -> tuple[list[Unit], list[Reject]]:
+    """The units of one block, from its last join back: a join inside a unit's branch is a part of that unit."""
+    found: list[Unit] = []
+    rejected: list[Reject] = []
+    taken = 0
+    for node in reversed(block.nodes):
+        if taken >> block.index[node] & 1:
+            continue
+        join = join_at(block, node)
+        if join is None:
+            continue
+        answer = next(answer for rule in RULES if (answer := rule(join)) is not None)
+        if isinstance(answer, Reject):
+            if answer.reason:
+                rejected.append(answer)
+            continue
+        found.extend(answer)
+        for operand in join.operands:
+            taken |= operand.alone
+    return found, rejected
+
+
+def join_at(block: Block, node: fx.Node) -> Join | None:
+    """The join a node is, or None."""
+    kind = block.kind(node)
+    if kind not in ("add", "cat") or not block.is_map(node):
+        return None
+    sources = _flatten(block, node, kind)
+    shapes = [tuple(block.value(source).shape) for source in sources]
+    if len(sources) < 2 or (kind == "add" and len(set(shapes)) > 1):
+        return None
+    operands = []
+    for source in sources:
+        others = 0
+        for other in sources:
+            if other is not source:
+                others |= block.ancestors[other]
+        alone = block.ancestors[source] & ~others
+        operands.append(Operand(source, alone, block.script(block.within(alone))))
+    return Join(block, node, kind, tuple(operands))
+
+
+def _flatten(block: Block, node: fx.Node, kind: str) -> list[fx.Node]:
+    """The operands of a join; a sum of sums, each used nowhere else, is one sum of all."""
+    operands: list[fx.Node] = []
+    for source in block.maps_into(node):
+        if kind == "add" and block.kind(source) == "add" and len(source.users) == 1 and block.is_map(source):
+            operands += _flatten(block, source, kind)
+        else:
+            operands.append(source)
+    return operands
+
+
+Answer = Reject | list[Unit] | None
+
+
+def _residual(join: Join) -> Answer:
+    """A branch with convolutions and activations, and a shortcut with fewer of the one and none of the other after."""
+    if join.kind != "add" or len(join.operands) != 2:
+        return None
+    for branch, shortcut in (join.operands, join.operands[::-1]):
+        fewer = shortcut.convolutions < branch.convolutions
+        if branch.transformed and fewer and no_activation_after_convolution(shortcut.script):
+            return [joined("residual", join, branch, shortcut)]
+    return None
+
+
+def _sum(join: Join) -> Answer:
+    """Any other addition is no unit."""
+    if join.kind != "add":
+        return None
+    path = join.block.path
+    if len(join.operands) > 2:
+        return Reject(path, f"a sum of {len(join.operands)} maps is a fusion, not a residual")
+    if sum(operand.transformed for operand in join.operands) == 2:
+        return Reject(path, "a sum of two transformed maps is a fusion, not a residual")
+    if any("c" in operand.script for operand in join.operands):
+        return Reject(path, "no activation on the branch: a sum that can be re-parameterised, or an attention's")
+    return Reject(path, "no convolution on either side of the addition")
+
+
+def _cell(join: Join) -> Answer:
+    """NASNet's cells: a concatenation of two and more sums."""
+    sums = [operand for operand in join.operands if join.block.kind(operand.node) == "add"]
+    return [joined("inception", join)] if len(sums) >= 2 else None
+
+
+def _dual_path(join: Join) -> Answer:
+    """Dual-path networks join the same transformation twice: the addition is the unit, the concatenation a part."""
+    sides = [operand for operand in join.operands if operand.transformed]
+    if len(sides) != 1:
+        return None
+    block = join.block
+    made = block.walk_back(sides[0].node)
+    return Reject(block.path, "") if any(block.kind(u) == "add" for u in _reached(block, made)) else None
+
+
+def _reached(block: Block, node: fx.Node) -> Iterable[fx.Node]:
+    """What takes a node's value, itself or a slice of it."""
+    for user in node.users:
+        yield user
+        if block.passes(user):
+            yield from _reached(block, user)
+
+
+def _dense(join: Join) -> Answer:
+    """Dense connectivity: every operand but the first is a layer's output, and each layer took all those before."""
+    block, operands = join.block, [operand.node for operand in join.operands]
+    layers = operands[1:]
+    if not layers or not all(
+        layer.op == "call_module" and all(block.ancestors[layer] >> block.index[o] & 1 for o in operands[:i])
+        for i, layer in enumerate(layers, 1)
+    ):
+        return None
+    takes_all = all(set(operands[:i]) <= set(layer.all_input_nodes) for i, layer in enumerate(layers, 1))
+    return [_layer(block, layer) for layer in layers] if takes_all and len(layers) > 1 else None
+
+
+def _layer(block: Block, node: fx.Node) -> Unit:
+    call = block.calls[node.name]
+    return Unit(call.path, "dense", block, call.end)
+
+
+def _aggregation(join: Join) -> Answer:
+    """One-shot aggregation: a chain of convolutions, all of it concatenated, and a convolution of that."""
+    block = join.block
+    chained = [
+        operand
+        for operand in join.operands
+        if any(
+            other is not operand and block.ancestors[other.node] >> block.index[operand.node] & 1
+            for other in join.operands
+        )
+    ]
+    if len(chained) < 2 or not any("c" in operand.script for operand in join.operands):
+        return None
+    end = _after_aggregation(block, join.node)
+    if end is join.node:
+        return None
+    inside = block.ancestors[end] & ~placeholders(block)
+    return [Unit(block.path, "aggregation", block, block.call.end, join.node, inside, end)]
+
+
+def _after_aggregation(block: Block, node: fx.Node) -> fx.Node:
+    allowed = frozenset({"conv", "norm", "act"})
+    last = node
+    while len(last.users) >= 1:
+        users = [user for user in last.users if user.op != "output"]
+        if len(users) != 1 or not block.kinds(users[0]) or not block.kinds(users[0]) <= allowed:
+            break
+        last = users[0]
+    return last
+
+
+def placeholders(block: Block) -> int:
+    """The set of a block's inputs."""
+    return sum(1 << i for i, node in enumerate(block.nodes) if node.op == "placeholder")
+
+
+def _concat_residual(join: Join) -> Answer:
+    """A residual by concatenation: one transformed operand with an untransformed one (chunked, pooled or plain)."""
+    if join.kind != "cat" or len(join.operands) != 2:
+        return None
+    for branch, other in (join.operands, join.operands[::-1]):
+        if branch.transformed and "c" not in other.script:
+            return [joined("concat_residual", join, branch, other)]
+    return None
+
+
+def _inception(join: Join) -> Answer:
+    """Parallel branches from one input, concatenated."""
+    branches = [operand for operand in join.operands if operand.transformed]
+    return [joined("inception", join)] if join.kind == "cat" and len(branches) >= 2 else None
+
+
+def _concat(join: Join) -> Answer:
+    """Any other concatenation is no unit."""
+    return Reject(join.block.path, "a concatenation of maps that were not transformed here")
+
+
+RULES: tuple[Callable[[Join], Answer], ...] = (
+    _residual,
+    _sum,
+    _cell,
+    _dual_path,
+    _dense,
+    _aggregation,
+    _concat_residual,
+    _inception,
+    _concat,
+)
+
+
+def joined(kind: str, join: Join, branch: Operand | None = None, other: Operand | None = None) -> Unit:
+    """The unit around a join; without a branch, all of its operands are."""
+    block = join.block
+    mask = branch.alone if branch else _union(operand.alone for operand in join.operands)
+    return Unit(
+        path=block.path,
+        kind=kind,
+        block=block,
+        end=_end(block, join.node),
+        join=join.node,
+        branch=mask,
+        transformed=branch.node if branch else None,
+        untransformed=other.node if other else None,
+    )
+
+
+def _union(masks: Iterable[int]) -> int:
+    union = 0
+    for mask in masks:
+        union |= mask
+    return union
+
+
+def _end(block: Block, node: fx.Node) -> int:
+    """When a node ran: the end of the last child called before it. The block's own end where it is its only unit."""
+    before = [block.calls[n.name].end for n in block.nodes[: block.index[node]] if n.name in block.calls]
+    return max(before, default=block.call.start) + 1 if not block.path else block.call.end
