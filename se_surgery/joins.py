@@ -215,22 +215,31 @@ def _layer(block: Block, node: fx.Node) -> Unit:
 
 def _aggregation(join: Join) -> Answer:
     """One-shot aggregation: a chain of convolutions, all of it concatenated, and a convolution of that."""
-    block = join.block
-    chained = [
-        operand
-        for operand in join.operands
-        if any(
-            other is not operand and block.ancestors[other.node] >> block.index[operand.node] & 1
-            for other in join.operands
-        )
-    ]
-    if len(chained) < 2 or not any("c" in operand.script for operand in join.operands):
-        return None
-    end = _after_aggregation(block, join.node)
-    if end is join.node:
+    unit = aggregation(join.block, join.node) if _is_chain(join) else None
+    return [unit] if unit is not None else None
+
+
+def _is_chain(join: Join) -> bool:
+    ancestors, index = join.block.ancestors, join.block.index
+    nodes = [operand.node for operand in join.operands]
+    chained = [a for a in nodes if any(b is not a and ancestors[b] >> index[a] & 1 for b in nodes)]
+    return len(chained) >= 2 and any("c" in operand.script for operand in join.operands)
+
+
+def aggregation(block: Block, node: fx.Node) -> Unit | None:
+    """The unit that ends with the convolution of a concatenated chain, or None where no convolution follows."""
+    end = _after_aggregation(block, node)
+    if "c" not in block.script(block.within(block.ancestors[end] & ~block.ancestors[node])):
         return None
     inside = block.ancestors[end] & ~placeholders(block)
-    return [Unit(block.path, "aggregation", block, block.call.end, join.node, inside, end)]
+    return Unit(block.path, "aggregation", block, block.call.end, node, inside, end)
+
+
+def chains_of(block: Block) -> list[str]:
+    """The block's path, if all it returns is a concatenated chain: what aggregates it is in the block around it."""
+    returned = block.output().args[0]
+    join = join_at(block, returned) if isinstance(returned, fx.Node) else None
+    return [block.path] if join is not None and join.kind == "cat" and _is_chain(join) else []
 
 
 def _after_aggregation(block: Block, node: fx.Node) -> fx.Node:

@@ -134,11 +134,13 @@ _ACTIVATIONS = _functions(
     *"celu elu gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish prelu relu relu6".split(),
     *"rrelu selu sigmoid silu softplus softshrink softsign tanh threshold".split(),
 )
+# Thresholded linear units are the maximum of the map and a parameter.
+_MAXIMA = _functions("maximum", "max")
 _KINDS: dict[Callable[..., Any], str] = {
     **dict.fromkeys(_functions("conv1d", "conv2d", "conv3d"), "conv"),
     **dict.fromkeys(_functions("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), "conv"),
     **dict.fromkeys(_functions("batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"), "norm"),
-    **dict.fromkeys(_ACTIVATIONS, "act"),
+    **dict.fromkeys(_ACTIVATIONS | _MAXIMA, "act"),
     **dict.fromkeys(_functions("max_pool2d", "max_pool3d", "avg_pool2d", "avg_pool3d"), "pool"),
     **dict.fromkeys(_functions("add"), "add"),
     **dict.fromkeys(_functions("cat", "concat", "concatenate"), "cat"),
@@ -176,10 +178,10 @@ class _Recorder(TorchFunctionMode):
         else:
             result = function(*args, **kwargs)
         if isinstance(result, Tensor) and self.stack:
-            self._note(kind, args, kwargs, result)
+            self._note(kind, function, args, kwargs, result)
         return result
 
-    def _note(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+    def _note(self, kind: str, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
         extra: dict[str, Any] = {}
         if kind == "conv":
             weight = args[1] if len(args) > 1 else kwargs["weight"]
@@ -189,7 +191,7 @@ class _Recorder(TorchFunctionMode):
             extra = {"kernel": tuple(weight.shape[2:]), "groups": groups, "channels": channels}
         elif kind == "gate" and not _is_gate(args, result):
             return
-        elif kind == "add" and (len(args) < 2 or not isinstance(args[1], Tensor)):
+        elif (kind == "add" or function in _MAXIMA) and (len(args) < 2 or not isinstance(args[1], Tensor)):
             return
         self.clock += 1
         self.events.append(Event(self.clock, kind, self.stack[-1].path, tuple(result.shape), **extra))

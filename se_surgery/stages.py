@@ -48,6 +48,13 @@ def _feature_marks(seen: Look) -> list[int] | None:
     entries = getattr(info, "info", info)
     if not isinstance(entries, (list, tuple)) or not entries or not all(isinstance(e, dict) for e in entries):
         return None
+    # A network of one resolution and width may list each of its blocks: they are one stage.
+    levels = [(entry.get("reduction"), entry.get("num_chs")) for entry in entries]
+    entries = [
+        entry
+        for entry, level, following in zip(entries, levels, [*levels[1:], None], strict=True)
+        if level != following
+    ]
     names = [str(entry.get("module", "")) for entry in entries]
     if all(name in seen.calls for name in names):
         return sorted({seen.calls[name][-1].end for name in names})

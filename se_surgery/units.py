@@ -18,17 +18,18 @@ from torch import nn
 from .anatomy import Anatomy, Block, is_under, parents
 from .behind import after_convolution
 from .errors import TraceError
-from .joins import Join, Reject, Unit, join_at, joined, joins_of, placeholders
+from .joins import Join, Reject, Unit, aggregation, chains_of, join_at, joined, joins_of, placeholders
 from .look import Event
 from .records import original_class
 
 
 @dataclass
 class Units:
-    """What `recognise` found: the units in order of execution, and the rejected candidates."""
+    """What `recognise` found: the units in order of execution, the rejected candidates, and chains yet to aggregate."""
 
     found: list[Unit] = field(default_factory=list)
     rejected: list[Reject] = field(default_factory=list)
+    chains: list[str] = field(default_factory=list)
 
 
 def recognise(anatomy: Anatomy) -> Units:
@@ -43,6 +44,8 @@ def recognise(anatomy: Anatomy) -> Units:
         found, rejected = joins_of(block)
         units.found += found
         units.rejected += rejected
+        units.chains += chains_of(block)
+    _aggregated(anatomy, units)
     units.found = _resolve_nesting(units)
     _same_class(anatomy, units)
     _separable(anatomy, units)
@@ -56,7 +59,7 @@ def _owners(anatomy: Anatomy) -> list[str]:
     """The modules whose own forward joins feature maps, in order of execution."""
     seen = anatomy.look
     paths = dict.fromkeys(event.path for event in seen.events if event.kind in ("add", "cat") and event.spatial)
-    return [path for path in paths if not isinstance(seen.modules[path], nn.Sequential)]
+    return [path for path in paths if type(seen.modules[path]).forward is not nn.Sequential.forward]
 
 
 def _resolve_nesting(units: Units) -> list[Unit]:
@@ -81,6 +84,23 @@ def _is_in_branch(outer: Unit, unit: Unit) -> bool:
     calls = outer.block.calls
     held = [calls[node.name].path for node in outer.nodes if node.name in calls]
     return any(unit.path == path or is_under(unit.path, path) for path in held)
+
+
+def _aggregated(anatomy: Anatomy, units: Units) -> None:
+    """Chains that one module concatenates and the module around it aggregates (VoVNet)."""
+    for path in units.chains:
+        holder = path.rpartition(".")[0]
+        if holder not in anatomy.look.calls or any(unit.path == holder for unit in units.found):
+            continue
+        try:
+            block = anatomy.block(holder)
+        except TraceError as error:
+            units.rejected.append(Reject(holder, str(error)))
+            continue
+        node = next((n for n in block.nodes if n.name in block.calls and block.calls[n.name].path == path), None)
+        unit = aggregation(block, node) if node is not None else None
+        if unit is not None:
+            units.found.append(unit)
 
 
 def _same_class(anatomy: Anatomy, units: Units) -> None:
@@ -115,13 +135,8 @@ def other_ways(anatomy: Anatomy, unit: Unit) -> list[Unit]:
     """The same unit as other methods of its block have it (aligned Xception's `forward_with_tap`)."""
     if unit.kind in ("dense", "plain"):
         return []
-    index = [other.join for other in _same_kind(unit.block, unit.kind)].index(unit.join)
-    found = []
-    for block in anatomy.other_ways(unit.path):
-        units = _same_kind(block, unit.kind)
-        if index < len(units):
-            found.append(units[index])
-    return found
+    others = (_counterpart(unit, block) for block in anatomy.other_ways(unit.path))
+    return [other for other in others if other is not None]
 
 
 def in_training(anatomy: Anatomy, unit: Unit) -> Unit | None:
@@ -131,16 +146,22 @@ def in_training(anatomy: Anatomy, unit: Unit) -> Unit | None:
         return unit
     if unit.convolution is not None:
         return plain_unit(training, unit.convolution)
-    index = [other.join for other in _same_kind(unit.block, unit.kind)].index(unit.join)
-    units = _same_kind(training.block(unit.path, unit.block.trace.method), unit.kind)
-    return units[index] if index < len(units) else None
+    return _counterpart(unit, training.block(unit.path, unit.block.trace.method))
 
 
-def _same_kind(block: Block, kind: str) -> list[Unit]:
-    if kind == "straight":
-        return [_straight(block)]
-    found, _ = joins_of(block)
-    return [unit for unit in found if unit.kind == kind] or [_straight(block)]
+def _counterpart(unit: Unit, block: Block) -> Unit | None:
+    """A unit in another graph of its block: the one of its kind with the same number there."""
+    if unit.join is None:
+        return _straight(block)
+    if unit.join.op == "call_module":
+        node = next((node for node in block.nodes if node.target == unit.join.target), None)
+        return aggregation(block, node) if node is not None else None
+    mine, others = (
+        [found for found in joins_of(graph)[0] if found.kind == unit.kind] or [_straight(graph)]
+        for graph in (unit.block, block)
+    )
+    index = [found.join for found in mine].index(unit.join)
+    return others[index] if index < len(others) else None
 
 
 def _straight(block: Block) -> Unit:
