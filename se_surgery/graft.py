@@ -1,66 +1,27 @@
 """Graft: do what a plan says, all of it or nothing.
 
 In: a model and its plan. Out: the same model with the SEs in it. This and `strip` are the only stages that change a
-module; what they change goes through a `Journal`, so that an error half-way leaves nothing behind.
+module, and they decide nothing.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import nn
 
 from .anatomy import Anatomy
-from .codegen import Code, Insertion, join, method_code, subclass
+from .edits import Journal, append_operation, rewrite, set_replaced, take_out
 from .errors import OptionError, PatientError, SurgeryError
 from .exam import Exam
 from .excite import build
 from .options import check_options, option_arguments
 from .plan import Plan, Site, options_to_dict, site_to_dict
 from .planner import make_plan, unplaced_reason
-from .records import (
-    ABSENT,
-    IMPLANTS,
-    OPERATIONS,
-    REPLACED,
-    Edge,
-    Implant,
-    implants,
-    is_implant,
-    original_class,
-    original_state,
-)
-from .trace import shallow_view
-
-
-class Journal:
-    """Remembers modules before they are changed, and puts them back when the block it guards fails."""
-
-    def __init__(self) -> None:
-        self._before: dict[int, tuple[nn.Module, type, dict[str, Any], dict[str, Any]]] = {}
-
-    def open(self, module: nn.Module) -> nn.Module:
-        """Remember a module; to be called before each change."""
-        if id(module) not in self._before:
-            self._before[id(module)] = (module, type(module), dict(module.__dict__), dict(module._modules))
-        return module
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if kind is None:
-            return
-        for module, cls, state, children in self._before.values():
-            module.__class__ = cls
-            module.__dict__.clear()
-            module.__dict__.update(state)
-            module._modules.clear()
-            module._modules.update(children)
+from .records import ABSENT, IMPLANTS, REPLACED, Implant, implants
 
 
 def add_se(
@@ -163,68 +124,23 @@ def graft(model: nn.Module, plan: Plan) -> nn.Module:
         raise unplaced_reason(plan)
     keys = set(model.state_dict().keys())
     modules = plan.exam.seen.modules
+    hosts = []
     with Journal() as journal:
         for site in plan.sites:
-            for path in site.replaces:
-                take_out(journal, modules, path)
-            _put_in(journal, modules, site, plan)
-        anatomy = plan.exam.anatomy
-        for host in dict.fromkeys(site.host for site in plan.sites):
-            rewrite(journal, anatomy, host)
+            taken = [(path, take_out(journal, modules, path)) for path in site.replaces]
+            hosts += [path.rpartition(".")[0] for path, record in taken if record is not None]
+            inherited = [path for _, record in taken if record is not None for path in record.replaced]
+            _put_in(journal, modules, site, plan, (*site.replaces, *inherited))
+            hosts.append(site.host)
+        for host in dict.fromkeys(hosts):
+            rewrite(journal, plan.exam.anatomy, host)
         _check_keys(model, keys, plan)
         record_operation(journal, model, plan)
     return model
 
 
-def take_out(journal: Journal, modules: dict[str, nn.Module], path: str, keep: bool = True) -> None:
-    """Take an SE out of its place.
-
-    A native one leaves an Identity; with `keep` it is kept aside, so that what is put in its place can be undone.
-    """
-    holder, _, name = path.rpartition(".")
-    parent = journal.open(modules[holder])
-    if is_implant(parent, name):
-        remove_implant(parent, name)
-        return
-    if keep:
-        parent.__dict__[REPLACED] = {**parent.__dict__.get(REPLACED, {}), name: parent._modules[name]}
-    parent._modules[name] = nn.Identity()
-
-
-def set_replaced(parent: nn.Module, kept: dict[str, nn.Module]) -> None:
-    """Write down the native SEs that are kept aside for a module; none leave no trace."""
-    if kept:
-        parent.__dict__[REPLACED] = kept
-    else:
-        parent.__dict__.pop(REPLACED, None)
-
-
-def remove_implant(parent: nn.Module, name: str) -> None:
-    """Undo one implant's own change: what stood under its name stands there again."""
-    records = implants(parent)
-    record = next(implant for implant in records if implant.name == name)
-    gone = parent._modules.get(name)
-    if isinstance(record.before, nn.Module):
-        parent._modules[name] = like(record.before, gone)
-    else:
-        parent._modules.pop(name, None)
-        if record.before is None:
-            parent.__dict__[name] = None
-    parent.__dict__[IMPLANTS] = [implant for implant in records if implant.name != name]
-    if not parent.__dict__[IMPLANTS]:
-        del parent.__dict__[IMPLANTS]
-
-
-def like(module: nn.Module, other: nn.Module | None) -> nn.Module:
-    """A module that was kept aside, moved to where its place has gone meanwhile."""
-    reference = next(other.parameters(), None) if other is not None else None
-    if reference is not None:
-        module.to(device=reference.device, dtype=reference.dtype)
-        module.train(other.training)  # type: ignore[union-attr]
-    return module
-
-
-def _put_in(journal: Journal, modules: dict[str, nn.Module], site: Site, plan: Plan) -> None:
+def _put_in(journal: Journal, modules: dict[str, nn.Module], site: Site, plan: Plan, replaced: tuple[str, ...]) -> None:
+    """Put one SE into its block; what stood under its name and what it replaced is written down."""
     host = journal.open(modules[site.host])
     module = _built(site, modules, plan)
     before = host._modules.get(site.name, host.__dict__.get(site.name, ABSENT))
@@ -237,7 +153,7 @@ def _put_in(journal: Journal, modules: dict[str, nn.Module], site: Site, plan: P
         before = kept.pop(site.name)
         set_replaced(host, kept)
     edges = () if site.fills else site.edges
-    record = Implant(site.name, site.unit, site.placement, edges, before, site.host, site.replaces)
+    record = Implant(site.name, site.unit, site.placement, edges, before, site.host, replaced)
     host.__dict__[IMPLANTS] = [*implants(host), record]
     if site.name in host._modules:
         host._modules[site.name] = module
@@ -279,31 +195,6 @@ def _insert_child(host: nn.Module, name: str, child: nn.Module, behind: str | No
     host._modules.update(children)
 
 
-def rewrite(journal: Journal, anatomy: Anatomy, path: str) -> None:
-    """Give a block the class that its implants need: a generated one, or its own where there is nothing to call."""
-    block = journal.open(anatomy.look.modules[path])
-    base = original_class(block)
-    calls = [(implant.name, edge) for implant in implants(block) for edge in implant.edges]
-    block.__class__ = subclass(base, _code(anatomy, block, path, calls)) if calls else base
-
-
-def _code(anatomy: Anatomy, block: nn.Module, path: str, calls: list[tuple[str, Edge]]) -> Code:
-    view = shallow_view(block, original_class(block), original_state(block))
-    observed = anatomy.look.calls[path][0]
-    codes = []
-    for method in dict.fromkeys(edge.method for _, edge in calls):
-        forms = []
-        for mode in ("evaluation", "training"):
-            traced = anatomy.traced(view, observed, method, mode == "training")
-            here = [(name, edge) for name, edge in calls if edge.method == method and edge.mode in ("both", mode)]
-            forms.append((traced, tuple(Insertion.of(name, edge) for name, edge in here)))
-        key = tuple((id(traced), insertions) for traced, insertions in forms)
-        if key not in anatomy.codes:
-            anatomy.codes[key] = method_code(forms)
-        codes.append(anatomy.codes[key])
-    return join(codes)
-
-
 def _check_keys(model: nn.Module, before: set[str], plan: Plan) -> None:
     gone = tuple(path + "." for site in plan.sites for path in site.replaces)
     lost = sorted(key for key in before - set(model.state_dict().keys()) if not key.startswith(gone))
@@ -319,9 +210,3 @@ def record_operation(journal: Journal, model: nn.Module, plan: Plan) -> None:
         "sites": [site_to_dict(site) for site in plan.sites],
     }
     append_operation(journal, model, operation)
-
-
-def append_operation(journal: Journal, model: nn.Module, operation: dict[str, Any]) -> None:
-    """Add one operation to the model's record."""
-    journal.open(model)
-    model.__dict__[OPERATIONS] = [*model.__dict__.get(OPERATIONS, []), operation]

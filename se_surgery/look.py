@@ -303,7 +303,7 @@ def look(model: nn.Module, example_input: Any = None) -> Look:
                 if _is_shape_mismatch(error):
                     break
                 _log.debug("probing with %s failed: %r", _describe(args), error)
-    raise ProbeError(_probe_message(model, failures, example_input)) from (failures[0][1] if failures else None)
+    raise ProbeError(_probe_message(model, failures, example_input)) from failures[0][1]
 
 
 def _record(model: nn.Module, modules: dict[str, nn.Module], args: tuple[Any, ...], real: bool) -> Look:
@@ -387,10 +387,11 @@ def _describe(args: tuple[Any, ...]) -> str:
 
 def _probe_message(model: nn.Module, failures: list[tuple[str, Exception]], example_input: Any) -> str:
     tried = list(OrderedDict.fromkeys(description for description, _ in failures))
-    reason = f"{type(failures[0][1]).__name__}: {str(failures[0][1]).splitlines()[0][:300]}" if failures else "no input"
+    error = failures[0][1]
+    text = (str(error).splitlines() or ["no message"])[0][:300]
     remedy = (
         "Give the size (C, H, W), a tensor or a tuple of arguments as example_input."
         if example_input is None
         else "Give an example_input that the model's forward takes."
     )
-    return f"{type(model).__name__} does not run on {'; '.join(tried) or 'nothing'} ({reason}). {remedy}"
+    return f"{type(model).__name__} does not run on {'; '.join(tried)} ({type(error).__name__}: {text}). {remedy}"

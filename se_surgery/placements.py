@@ -239,7 +239,10 @@ PLACEMENTS: dict[str, dict[str, Rule]] = {
         "plain": _behind_activation,
     },
     "pre": dict.fromkeys((*_BRANCHES, "dense"), _before_branch),
-    "post": {**dict.fromkeys(_WITH_SHORTCUT, _after_addition), "straight": _before_return},
+    "post": {
+        **dict.fromkeys(_WITH_SHORTCUT, _after_addition),
+        **dict.fromkeys(("aggregation", "straight"), _before_return),
+    },
     "identity": dict.fromkeys(_WITH_SHORTCUT, _on_shortcut),
     "inner": dict.fromkeys((*_BRANCHES, "dense"), _after_wide_convolution),
     "inception": {"inception": _after_join},

@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import nn
 
+from .edits import Journal
 from .errors import SurgeryError
 from .exam import Exam
-from .graft import Journal, graft
+from .graft import graft
 from .options import check_options
 from .plan import site_to_dict
 from .planner import make_plan

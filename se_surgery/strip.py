@@ -13,10 +13,11 @@ from typing import Any
 
 from torch import nn
 
+from .edits import Journal, append_operation, like, rewrite, set_replaced, take_out
 from .errors import NothingToDoError, OptionError
 from .exam import Exam
 from .find import SESite
-from .graft import Journal, append_operation, copied, like, rewrite, set_replaced, take_out
+from .graft import copied
 from .options import check_stages, check_where, matches, resolve_stage
 from .records import OPERATIONS, REPLACED, Implant, implants
 
@@ -102,23 +103,19 @@ def remove(model: nn.Module, exam: Exam, sites: Iterable[SESite], restore: bool)
     with Journal() as journal:
         hosts = []
         for site in sites:
-            host, _, name = site.path.rpartition(".")
-            record = next((implant for implant in implants(modules[host]) if implant.name == name), None)
-            take_out(journal, modules, site.path, keep=False)
+            host = site.path.rpartition(".")[0]
+            record = take_out(journal, modules, site.path, keep=restore)
             if record is not None:
                 hosts.append(host)
-                _after_implant(journal, modules, record, host, restore)
+                _settle(journal, modules, record, host, restore)
         for host in dict.fromkeys(hosts):
             rewrite(journal, exam.anatomy, host)
         _record(journal, model, sites, restore)
     return model
 
 
-def _after_implant(journal: Journal, modules: dict[str, nn.Module], record: Implant, host: str, restore: bool) -> None:
+def _settle(journal: Journal, modules: dict[str, nn.Module], record: Implant, host: str, restore: bool) -> None:
     """See to the native SEs that an implant had replaced: back in their places, or gone for good with it."""
-    block = modules[host]
-    if not restore and isinstance(record.before, nn.Module) and not isinstance(record.before, nn.Identity):
-        block._modules[record.name] = nn.Identity()
     for path in record.replaced:
         holder, _, name = record.now(path, host).rpartition(".")
         parent = modules.get(holder)
@@ -129,7 +126,7 @@ def _after_implant(journal: Journal, modules: dict[str, nn.Module], record: Impl
         native = kept.pop(name)
         set_replaced(parent, kept)
         if restore:
-            parent._modules[name] = like(native, block)
+            parent._modules[name] = like(native, modules[host])
 
 
 def _record(journal: Journal, model: nn.Module, sites: list[SESite], restore: bool) -> None:

@@ -1,0 +1,124 @@
+"""Edits: the changes that operations make to modules, and how they are taken back when one fails.
+
+In: modules and decisions made elsewhere. Out: changed modules. `graft` and `strip` are made of these; every module goes
+through a `Journal` before it is changed, so that an error half-way leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from .anatomy import Anatomy
+from .codegen import Code, Insertion, join, method_code, subclass
+from .records import IMPLANTS, OPERATIONS, REPLACED, Edge, Implant, implants, original_class, original_state
+from .trace import shallow_view
+
+
+class Journal:
+    """Remembers modules before they are changed, and puts them back when the block it guards fails."""
+
+    def __init__(self) -> None:
+        self._before: dict[int, tuple[nn.Module, type, dict[str, Any], dict[str, Any]]] = {}
+
+    def open(self, module: nn.Module) -> nn.Module:
+        """Remember a module; to be called before each change."""
+        if id(module) not in self._before:
+            self._before[id(module)] = (module, type(module), dict(module.__dict__), dict(module._modules))
+        return module
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is None:
+            return
+        for module, cls, state, children in self._before.values():
+            module.__class__ = cls
+            module.__dict__.clear()
+            module.__dict__.update(state)
+            module._modules.clear()
+            module._modules.update(children)
+
+
+def take_out(journal: Journal, modules: dict[str, nn.Module], path: str, keep: bool = True) -> Implant | None:
+    """Take an SE out of its place, and return its record if it is an implant.
+
+    Where a native SE is or was, an Identity is left; with `keep` that SE is kept aside, so that it can be put back.
+    """
+    holder, _, name = path.rpartition(".")
+    parent = journal.open(modules[holder])
+    record = next((implant for implant in implants(parent) if implant.name == name), None)
+    native = parent._modules[name] if record is None else _undo(parent, record)
+    if isinstance(native, nn.Module) and not isinstance(native, nn.Identity):
+        parent._modules[name] = nn.Identity()
+        if keep:
+            set_replaced(parent, {**parent.__dict__.get(REPLACED, {}), name: native})
+    return record
+
+
+def _undo(parent: nn.Module, record: Implant) -> Any:
+    """Undo one implant's own change; returns what stands under its name again."""
+    gone = parent._modules[record.name]
+    if isinstance(record.before, nn.Module):
+        parent._modules[record.name] = like(record.before, gone)
+    else:
+        del parent._modules[record.name]
+        if record.before is None:
+            parent.__dict__[record.name] = None
+    left = [implant for implant in implants(parent) if implant.name != record.name]
+    if left:
+        parent.__dict__[IMPLANTS] = left
+    else:
+        del parent.__dict__[IMPLANTS]
+    return record.before
+
+
+def set_replaced(parent: nn.Module, kept: dict[str, nn.Module]) -> None:
+    """Write down the native SEs that are kept aside for a module; none leave no trace."""
+    if kept:
+        parent.__dict__[REPLACED] = kept
+    else:
+        parent.__dict__.pop(REPLACED, None)
+
+
+def like(module: nn.Module, other: nn.Module | None) -> nn.Module:
+    """A module that was kept aside, moved to where its place has gone meanwhile."""
+    reference = next(other.parameters(), None) if other is not None else None
+    if reference is not None:
+        module.to(device=reference.device, dtype=reference.dtype)
+        module.train(other.training)  # type: ignore[union-attr]
+    return module
+
+
+def rewrite(journal: Journal, anatomy: Anatomy, path: str) -> None:
+    """Give a block the class that its implants need: a generated one, or its own where there is nothing to call."""
+    block = journal.open(anatomy.look.modules[path])
+    base = original_class(block)
+    calls = [(implant.name, edge) for implant in implants(block) for edge in implant.edges]
+    block.__class__ = subclass(base, _code(anatomy, block, path, calls)) if calls else base
+
+
+def _code(anatomy: Anatomy, block: nn.Module, path: str, calls: list[tuple[str, Edge]]) -> Code:
+    view = shallow_view(block, original_class(block), original_state(block))
+    observed = anatomy.look.calls[path][0]
+    codes = []
+    for method in dict.fromkeys(edge.method for _, edge in calls):
+        forms = []
+        for mode in ("evaluation", "training"):
+            traced = anatomy.traced(view, observed, method, mode == "training")
+            here = [(name, edge) for name, edge in calls if edge.method == method and edge.mode in ("both", mode)]
+            forms.append((traced, tuple(Insertion.of(name, edge) for name, edge in here)))
+        key = tuple((id(traced), insertions) for traced, insertions in forms)
+        if key not in anatomy.codes:
+            anatomy.codes[key] = method_code(forms)
+        codes.append(anatomy.codes[key])
+    return join(codes)
+
+
+def append_operation(journal: Journal, model: nn.Module, operation: dict[str, Any]) -> None:
+    """Add one operation to the model's record."""
+    journal.open(model)
+    model.__dict__[OPERATIONS] = [*model.__dict__.get(OPERATIONS, []), operation]
