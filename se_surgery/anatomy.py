@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from .errors import TraceError
-from .look import Call, Event, Look, is_map, kind_of
+from .errors import InstanceForwardError, TraceError
+from .look import Call, Event, Look, is_map, kind_of, look_again
 from .records import IMPLANTS, OPERATIONS, REPLACED, Edge, original_class, original_state
 from .trace import Trace, replay, shallow_view, trace
 
@@ -69,6 +69,21 @@ class Anatomy:
         anatomy._traces = self._traces
         return anatomy
 
+    def axis(self, block: Block, node: fx.Node) -> int:
+        """The channel axis of a value: the one that does not change with the image's size."""
+        shape = tuple(block.value(node).shape)
+        axis = channel_axis(shape, self.look.size or (1, 1))
+        if axis is None and self._again is not None:
+            other = self._again.block(block.path, block.trace.method).values.get(node.name)
+            fixed = [axis for axis in (1, -1) if isinstance(other, Tensor) and other.shape[axis] == shape[axis]]
+            axis = fixed[0] if len(fixed) == 1 else None
+        return 1 if axis is None else axis
+
+    @cached_property
+    def _again(self) -> Anatomy | None:
+        again = look_again(self.look)
+        return Anatomy(again, self.training) if again is not None else None
+
     def differs_in_training(self, path: str, method: str) -> bool:
         """Whether a block's training graph has other nodes than its evaluation graph, or cannot be made."""
         block = self.block(path, method)
@@ -117,10 +132,7 @@ class Anatomy:
 
 def _refuse_instance_forward(view: nn.Module) -> None:
     if "forward" in view.__dict__:
-        raise TraceError(
-            "it has a forward of its own on the instance, which a rewritten class cannot reach. "
-            "Give the block a class with that forward, or leave it out with `where`"
-        )
+        raise InstanceForwardError("it has a forward of its own on the instance, which a rewritten class cannot reach")
 
 
 def _class_tree(module: nn.Module | None) -> Any:
@@ -213,9 +225,9 @@ class Block:
         """What happened inside a node, on feature maps."""
         if node.op == "call_module":
             call = self.calls.get(node.name)
-            return tuple(event for event in self.look.during(call) if event.spatial) if call else ()
+            return tuple(e for e in self.look.during(call) if e.spatial and e.kind != "squeeze") if call else ()
         kind = self.kind(node)
-        if kind is None or not self.is_map(node):
+        if kind in (None, "squeeze") or not self.is_map(node):
             return ()
         event = Event(-1, kind, self.path, tuple(self.value(node).shape))
         return (next((own for own in self._own.get(kind, []) if own.shape == event.shape), event),)
@@ -300,12 +312,12 @@ class Block:
             node = user
         return last
 
-    def edge(self, producer: fx.Node, consumers: list[fx.Node] | None = None, late: bool = False) -> Edge:
+    def edge(self, producer: fx.Node, axis: int, consumers: list[fx.Node] | None = None, late: bool = False) -> Edge:
         """The edge from a node to some of its users, all of them when none are named."""
         users = sorted(producer.users if consumers is None else consumers, key=self.index.__getitem__)
         shape = tuple(self.value(producer).shape)
         names = tuple(user.name for user in users)
-        return Edge(self.path, self.trace.method, producer.name, names, shape, channel_axis(shape), late)
+        return Edge(self.path, self.trace.method, producer.name, names, shape, axis, late)
 
     def output(self) -> fx.Node:
         """The graph's output node."""
@@ -324,14 +336,23 @@ def _has_gate(events: tuple[Event, ...]) -> bool:
     return any(event.kind == "gate" for event in events)
 
 
-def channel_axis(shape: tuple[int, ...]) -> int:
-    """The channel axis of a batch of square feature maps: 1, or -1 where the two equal sizes come before the last.
+def channel_axis(shape: tuple[int, ...], image: tuple[int, ...] = (1, 1)) -> int | None:
+    """The channel axis of a batch of maps, 1 or -1: the one that leaves the image's proportions to the other two.
+
+    None where both would: a map with as many channels as positions on a side.
 
     Example:
-        >>> channel_axis((2, 64, 7, 7)), channel_axis((2, 7, 7, 64))
-        (1, -1)
+        >>> channel_axis((2, 64, 7, 7)), channel_axis((2, 7, 7, 64)), channel_axis((2, 7, 7, 7))
+        (1, -1, None)
     """
-    return -1 if len(shape) >= 4 and shape[-3] == shape[-2] != shape[-1] else 1
+    last, first = (_is_proportional(shape[axes], image) for axes in (slice(-2, None), slice(-3, -1)))
+    return None if last == first else (1 if last else -1)
+
+
+def _is_proportional(size: tuple[int, ...], image: tuple[int, ...]) -> bool:
+    """Whether a map is that image made smaller; each halving may have rounded each side by one."""
+    (height, width), (full_height, full_width) = size, image
+    return abs(height * full_width - width * full_height) < max(full_height, full_width)
 
 
 def parents(path: str) -> Iterator[str]:

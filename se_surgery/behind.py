@@ -9,14 +9,15 @@ from torch import fx, nn
 
 from .anatomy import Anatomy, Block, is_under, parents
 from .errors import TraceError
+from .joins import Unit
 from .look import Event
 
 
-def after_convolution(anatomy: Anatomy, event: Event, within: str | None = None) -> tuple[Block, fx.Node]:
+def after_convolution(anatomy: Anatomy, event: Event, unit: Unit | None = None) -> tuple[Block, fx.Node]:
     """The node behind a convolution with its normalisation and activation, and the block it is in.
 
-    A block that ends before the activation is followed by the one around it; with `within`, so is every block under
-    that one that ends there.
+    A block that ends before the activation is followed by the one around it; with `unit`, so is every block in that
+    unit's that ends there, but never behind the unit's own join.
 
     Climbs from the convolution to the block whose own forward goes on after it. In an `nn.Sequential` that is no block
     (its indices are keys), there the activation itself is the block; never the convolution or the normalisation, which
@@ -37,10 +38,10 @@ def after_convolution(anatomy: Anatomy, event: Event, within: str | None = None)
                 raise TraceError("its Sequential has no activation behind it that could hold an SE")
         else:
             block = anatomy.block(parent)
-            node = _after_sums(block, _node_of(block, child, event))
-            is_done = "act" in block.kinds(node) if within is None else not is_under(parent, within)
+            node = _after_sums(block, _node_of(block, child, event), unit.join if unit is not None else None)
+            is_done = "act" in block.kinds(node) if unit is None else not is_under(parent, unit.path)
             if is_done or not _is_returned(block, node):
-                if within is None and "act" not in block.kinds(node):
+                if unit is None and "act" not in block.kinds(node):
                     break
                 return block, node
         child = parent
@@ -78,11 +79,13 @@ def _activation_behind(anatomy: Anatomy, sequential: str, child: str) -> str | N
         calls = seen.calls.get(prefix + name)
         if not calls:
             return None
-        kinds = {event.kind for event in seen.during(calls[0])}
+        # An SE that an activation holds already has no part in what it is.
+        events = [event for event in seen.during(calls[0]) if event.spatial and event.transforms]
+        kinds = {event.kind for event in events}
         if kinds == {"act"}:
             return prefix + name
         if kinds == {"norm", "act"}:
-            acts = [event.path for event in seen.during(calls[0]) if event.kind == "act"]
+            acts = [event.path for event in events if event.kind == "act"]
             return acts[0] if acts[0] != prefix + name else None
         if kinds - {"norm"} or isinstance(seen.modules[prefix + name], nn.Flatten):
             return None
@@ -97,7 +100,7 @@ def _ends_with(anatomy: Anatomy, sequential: str, child: str) -> bool:
     following = names[names.index(child[len(prefix) :].split(".")[0]) + 1 :]
     events = [event for name in following for call in seen.calls.get(prefix + name, []) for event in seen.during(call)]
     shapes = {tuple(call.output.shape) for name in following for call in seen.calls.get(prefix + name, [])}
-    return {event.kind for event in events} <= {"norm"} and len(shapes) <= 1
+    return {event.kind for event in events if event.spatial and event.transforms} <= {"norm"} and len(shapes) <= 1
 
 
 def _returned(block: Block) -> fx.Node:
@@ -115,12 +118,12 @@ def _node_of(block: Block, child: str, event: Event) -> fx.Node:
     raise TraceError(f"the convolution at {child!r} is not reached from the forward of {block.path or 'the model'!r}")
 
 
-def _after_sums(block: Block, node: fx.Node) -> fx.Node:
+def _after_sums(block: Block, node: fx.Node, stop: fx.Node | None) -> fx.Node:
     """Behind normalisation and activation, and behind the sums of branches that re-parameterisation makes one."""
     while True:
         node = block.walk_forward(node, frozenset({"norm", "act"}))
         following = _next_sum(block, node)
-        if "act" in block.kinds(node) or following is None:
+        if "act" in block.kinds(node) or following is None or following is stop:
             return node
         node = following
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib
+import inspect
 import linecache
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
@@ -85,6 +86,29 @@ def method_code(forms: Sequence[tuple[Trace, Sequence[Insertion]]]) -> Code:
     compiled = compile(source, "<check>", "exec").co_consts
     used = {name for code in compiled if isinstance(code, CodeType) for name in code.co_names}
     return Code(source, tuple(_origin(name, value) for name, value in sorted(names.items()) if name in used))
+
+
+def outer_code(traced: Trace, insertions: Sequence[Insertion]) -> Code | None:
+    """The code of a method that calls the block's own and gates what that returns; None where a gate sits inside.
+
+    For blocks that recompute themselves in the backward pass on a flag: a traced forward would have lost the flag.
+    """
+    output = next(node for node in traced.graph.nodes if node.op == "output")
+    returned = output.args[0]
+    if any(new.consumers != (output.name,) or new.producer != getattr(returned, "name", None) for new in insertions):
+        return None
+    names = ", ".join(_passed(parameter) for parameter in traced.signature.parameters.values())
+    lines = [f"def {traced.method}(self{_parameters(traced)}):", f"    x = _base.{traced.method}(self, {names})"]
+    lines += [f"    x = self.{new.name}(x)" for new in insertions]
+    return Code("\n".join([*lines, "    return x"]) + "\n", ())
+
+
+def _passed(parameter: inspect.Parameter) -> str:
+    if parameter.kind is parameter.VAR_POSITIONAL:
+        return f"*{parameter.name}"
+    if parameter.kind is parameter.VAR_KEYWORD:
+        return f"**{parameter.name}"
+    return f"{parameter.name}={parameter.name}" if parameter.kind is parameter.KEYWORD_ONLY else parameter.name
 
 
 def insert(graph: fx.Graph, insertions: Sequence[Insertion]) -> fx.Graph:
@@ -228,15 +252,31 @@ def subclass(base: type[nn.Module], code: Code) -> type[nn.Module]:
         # Tracebacks, inspect.getsource and torch.jit read the source from here.
         linecache.cache[file] = (len(code.source), None, code.source.splitlines(True), file)
         names: dict[str, Any] = {name: _resolve(module, inner) for name, module, inner in code.origins}
+        names["_base"] = base
         methods: dict[str, Any] = {}
         exec(compile(code.source, file, "exec"), names, methods)
         for function in methods.values():
             function.__qualname__ = f"{base.__qualname__}.{function.__name__}"
             function.__module__ = base.__module__
+        methods |= {name: _refuse_folding(name) for name in _FOLDING if hasattr(base, name)}
         shared = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
         methods = {**shared, **methods, CODE: code, "__reduce_ex__": _reduce}
         _classes[key] = type(base.__name__, (base,), methods)
     return _classes[key]
+
+
+# What timm.utils.reparameterize_model calls on blocks: each changes the children that the generated forward calls.
+_FOLDING = ("reparameterize", "fuse", "switch_to_deploy")
+
+
+def _refuse_folding(name: str) -> Callable[..., None]:
+    def refuse(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        raise SurgeryError(
+            f"{name}() would fold away what the forward of this operated {type(self).__name__} calls. "
+            f"Re-parameterise the base first and then operate, or strip the SEs, {name}, and operate again."
+        )
+
+    return refuse
 
 
 def _reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:

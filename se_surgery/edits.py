@@ -12,9 +12,11 @@ from typing import Any
 from torch import nn
 
 from .anatomy import Anatomy
-from .codegen import Code, Insertion, join, method_code, subclass
+from .codegen import Code, Insertion, join, method_code, outer_code, subclass
 from .records import IMPLANTS, OPERATIONS, REPLACED, Edge, Implant, implants, original_class, original_state
 from .trace import shallow_view
+
+_RECOMPUTING = frozenset({"memory_efficient", "grad_checkpointing", "use_checkpoint", "with_cp"})
 
 
 class Journal:
@@ -53,7 +55,7 @@ def take_out(journal: Journal, modules: dict[str, nn.Module], path: str, keep: b
     record = next((implant for implant in implants(parent) if implant.name == name), None)
     native = parent._modules[name] if record is None else _undo(parent, record)
     if isinstance(native, nn.Module) and not isinstance(native, nn.Identity):
-        parent._modules[name] = nn.Identity()
+        parent._modules[name] = nn.Identity().train(parent.training)
         if keep:
             set_replaced(parent, {**parent.__dict__.get(REPLACED, {}), name: native})
     return record
@@ -113,7 +115,9 @@ def _code(anatomy: Anatomy, block: nn.Module, path: str, calls: list[tuple[str, 
             forms.append((traced, tuple(Insertion.of(name, edge) for name, edge in here)))
         key = tuple((id(traced), insertions) for traced, insertions in forms)
         if key not in anatomy.codes:
-            anatomy.codes[key] = method_code(forms)
+            # What a block recomputes in the backward pass is decided by flags that a trace would freeze.
+            outer = outer_code(*forms[0]) if _RECOMPUTING & view.__dict__.keys() else None
+            anatomy.codes[key] = outer or method_code(forms)
         codes.append(anatomy.codes[key])
     return join(codes)
 

@@ -38,5 +38,9 @@ class TraceError(SurgeryError):
     """A block's forward cannot be written as a graph."""
 
 
+class InstanceForwardError(TraceError):
+    """A block has a forward of its own on the instance, which a rewritten class cannot reach."""
+
+
 class VerifyError(SurgeryError):
     """A promise about an operated model does not hold."""

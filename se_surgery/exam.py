@@ -6,6 +6,7 @@ the units that hold them. Changes nothing.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -31,7 +32,11 @@ class Exam:
         self.anatomy = Anatomy(self.seen)
         self.units: Units = recognise(self.anatomy)
         self.stages = Stages(self.seen, [unit.end for unit in self.units.found])
-        self.existing: list[SESite] = sites_in(self.seen, self.stages)
+        self.existing: list[SESite] = []
+        # The SEs of every unit, by the unit's index.
+        self.held: dict[int, list[SESite]] = {i: [] for i in range(len(self.units.found))}
+        for site in sites_in(self.seen, self.stages):
+            self._assign(site)
 
     def stage_of(self, unit: Unit) -> int:
         """The stage of a unit."""
@@ -49,15 +54,13 @@ class Exam:
             return False
         return True
 
-    @cached_property
-    def held(self) -> dict[int, list[SESite]]:
-        """The SEs of every unit, by the unit's index."""
-        found: dict[int, list[SESite]] = {i: [] for i in range(len(self.units.found))}
-        for site in self.existing:
-            index = self._unit_of(site)
-            if index is not None:
-                found[index].append(site)
-        return found
+    def _assign(self, site: SESite) -> None:
+        """Note an SE with the unit it serves; one that serves none keeps the module that holds it."""
+        index = self._unit_of(site)
+        if index is not None:
+            site = replace(site, unit=self.units.found[index].path)
+            self.held[index].append(site)
+        self.existing.append(site)
 
     def _unit_of(self, site: SESite) -> int | None:
         units = list(enumerate(self.units.found))

@@ -12,12 +12,14 @@ Section 3 of Hu et al., Squeeze-and-Excitation Networks (arXiv 1709.01507). Modu
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from timm.layers import create_act_layer, create_attn, make_divisible
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 
 class Gate(NamedTuple):
@@ -37,7 +39,7 @@ GATES: dict[str, Gate] = {
 # Table 11 of the paper.
 SQUEEZES = {"avg": torch.mean, "max": torch.amax}
 # timm's attention modules that keep the shape and add little arithmetic.
-LIGHT_ATTENTION = ("ese", "eca", "ecam", "ceca", "ge", "gc", "gca", "cbam", "lcbam")
+LIGHT_ATTENTION = ("ese", "eca", "ecam", "ceca", "gc", "gca", "cbam", "lcbam")
 INITS = ("identity", "paper")
 
 
@@ -118,7 +120,7 @@ class SqueezeExcite(nn.Module):
         self.fc1 = nn.utils.skip_init(
             nn.Conv2d, spec.channels, spec.rd_channels, 1, bias=first, device=device or "cpu", dtype=dtype
         )
-        self.act = create_act_layer(spec.act, inplace=True)
+        self.act = create_act_layer(spec.act, inplace=True).to(device=device, dtype=dtype)
         self.fc2 = nn.utils.skip_init(
             nn.Conv2d, spec.rd_channels, spec.channels, 1, bias=second, device=device or "cpu", dtype=dtype
         )
@@ -221,6 +223,25 @@ def parameter_count(spec: SESpec) -> int:
     """
     if spec.attn == "se":
         first, second = spec.bias
-        return 2 * spec.channels * spec.rd_channels + first * spec.rd_channels + second * spec.channels + spec.mix
+        act = sum(p.numel() for p in create_act_layer(spec.act).parameters())
+        return 2 * spec.channels * spec.rd_channels + first * spec.rd_channels + second * spec.channels + act + spec.mix
     with torch.device("meta"):
         return sum(p.numel() for p in attention(spec.attn, spec.channels, spec.rd_channels).parameters()) + spec.mix
+
+
+def multiply_adds(spec: SESpec, size: tuple[int, ...]) -> int:
+    """Multiply-adds an image of the module for a spec on a map of `size`: its layers, and the scale of every value.
+
+    Example:
+        >>> multiply_adds(SESpec(channels=256, rd_channels=16), (56, 56))
+        811008
+    """
+    scale = spec.channels * math.prod(size)
+    if spec.attn == "se":
+        return 2 * spec.channels * spec.rd_channels + scale
+    counter = FlopCounterMode(display=False)
+    with torch.device("meta"), torch.no_grad():
+        module, image = attention(spec.attn, spec.channels, spec.rd_channels), torch.empty(1, spec.channels, *size)
+        with counter:
+            module.eval()(image)
+    return int(counter.get_total_flops() // 2) + scale

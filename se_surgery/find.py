@@ -6,6 +6,7 @@ its input times one number a channel, computed from the pooled input, and runs n
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ class SESite:
         channels: Channels it gates (C).
         rd_channels: Width of its hidden layer, or None where it has none (ECA, eSE).
         params: Number of its parameters.
+        macs: Multiply-adds an image: its layers and the scale.
         origin: `se_surgery`, `timm`, `torchvision` or `other`.
     """
 
@@ -38,6 +40,7 @@ class SESite:
     channels: int
     rd_channels: int | None
     params: int
+    macs: int
     origin: str
 
 
@@ -52,8 +55,7 @@ def sites_in(seen: Look, stages: Stages) -> list[SESite]:
             continue
         if isinstance(module, nn.Identity):
             continue
-        channels = _channels(calls[0])
-        found.append((calls[0].start, _site(module, path, seen, channels, stages.of(calls[0].end), implanted)))
+        found.append((calls[0].start, _site(path, seen, stages.of(calls[0].end), implanted)))
     return [site for _, site in sorted(found, key=lambda item: item[0])]
 
 
@@ -70,24 +72,36 @@ def is_se(seen: Look, call: Call) -> bool:
     if given[0].shape != returned.shape:
         return False
     events = seen.during(call)
-    spatial = {event.kind for event in events if event.spatial}
+    on_maps = any(event.spatial and event.transforms for event in events)
     gates = [event for event in events if event.kind == "gate"]
     # A hidden layer of one position: a 1x1 convolution or Linear of the pooled map, or ECA's convolution over channels.
     layers = [event for event in events if event.kind in ("conv", "linear") and not event.spatial]
-    return len(gates) == 1 and gates[0].shape == tuple(returned.shape) and bool(layers) and not spatial - {"gate"}
+    squeezed = any(event.kind in ("squeeze", "pool") for event in events)
+    gated = len(gates) == 1 and gates[0].shape == tuple(returned.shape)
+    return gated and squeezed and bool(layers) and not on_maps
 
 
-def _channels(call: Call) -> int:
-    shape = tuple(call.output.shape)
-    return int(shape[channel_axis(shape)])
-
-
-def _site(module: nn.Module, path: str, seen: Look, channels: int, stage: int, implanted: bool) -> SESite:
+def _site(path: str, seen: Look, stage: int, implanted: bool) -> SESite:
+    module, call = seen.modules[path], seen.calls[path][0]
     holder, _, name = path.rpartition(".")
     record = next((i for i in implants(seen.modules[holder]) if i.name == name), None) if implanted else None
-    unit = record.now(record.unit, holder) if record is not None else holder
-    params = sum(parameter.numel() for parameter in module.parameters())
-    return SESite(path, unit, stage, channels, hidden_width(module), params, origin_of(module, record))
+    shape = tuple(call.output.shape)
+    return SESite(
+        path=path,
+        unit=record.now(record.unit, holder) if record is not None else holder,
+        stage=stage,
+        channels=int(shape[_axis(shape, record, seen)]),
+        rd_channels=hidden_width(module),
+        params=sum(parameter.numel() for parameter in module.parameters()),
+        macs=sum(event.macs for event in seen.during(call)) + math.prod(shape[1:]),
+        origin=origin_of(module, record),
+    )
+
+
+def _axis(shape: tuple[int, ...], record: Implant | None, seen: Look) -> int:
+    if record is not None and record.edges:
+        return record.edges[0].axis
+    return channel_axis(shape, seen.size or (1, 1)) or 1
 
 
 def origin_of(module: nn.Module, record: Implant | None) -> str:

@@ -118,7 +118,8 @@ def graft(model: nn.Module, plan: Plan) -> nn.Module:
     blocked = [skip for skip in plan.skipped if skip.blocking]
     if blocked:
         raise PatientError(
-            f"{blocked[0].unit!r}: {blocked[0].reason}. Leave it out with where, or operate on the submodule itself."
+            f"{blocked[0].unit!r} cannot be operated on: {blocked[0].reason}. "
+            f"Leave it out with where, give each place a block and a class of its own, or operate on a submodule."
         )
     if not plan.sites:
         raise unplaced_reason(plan)

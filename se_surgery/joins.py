@@ -48,6 +48,11 @@ class Unit:
         return self.block.within(self.branch)
 
     @property
+    def number(self) -> int:
+        """Where its join is among the nodes of its block, for the order of several units in one forward."""
+        return self.block.index[self.join] if self.join is not None else 0
+
+    @property
     def start(self) -> int:
         """When its block began."""
         return self.block.call.start
@@ -55,10 +60,11 @@ class Unit:
 
 @dataclass(frozen=True)
 class Reject:
-    """A join, or a block, that gets no SE, and why."""
+    """A join, or a block, that gets no SE, and why; `blocking` where an operation that asks for it must be refused."""
 
     path: str
     reason: str
+    blocking: bool = False
 
 
 @dataclass(frozen=True)

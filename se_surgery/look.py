@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -38,12 +39,13 @@ class Event:
 
     Attributes:
         clock: Position in the order of execution; calls of modules are on the same clock.
-        kind: `conv`, `norm`, `act`, `pool`, `add`, `cat`, `gate` or `linear`.
+        kind: `conv`, `norm`, `act`, `pool`, `add`, `cat`, `gate`, `linear` or `squeeze` (a reduction).
         path: The module whose own forward ran the operation.
         shape: Shape of the result.
         kernel: Spatial kernel size of a convolution.
         groups: Groups of a convolution.
         channels: Input channels of a convolution.
+        macs: Multiply-adds an image of a convolution or linear layer.
     """
 
     clock: int
@@ -53,11 +55,17 @@ class Event:
     kernel: tuple[int, ...] = ()
     groups: int = 1
     channels: int = 0
+    macs: int = 0
 
     @property
     def spatial(self) -> bool:
         """Whether the result is a feature map of more than one position."""
         return is_map(self.shape)
+
+    @property
+    def transforms(self) -> bool:
+        """Whether this changes what a map shows: not a gate on it, and not a reduction of it."""
+        return self.kind not in ("gate", "squeeze")
 
     @property
     def wide(self) -> bool:
@@ -103,6 +111,12 @@ class Look:
     clocks: tuple[int, ...]
     args: tuple[Any, ...]
 
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Spatial size of the images that went into the model, or `()` where it took none."""
+        images = [leaf for leaf in pytree.tree_leaves(self.args) if isinstance(leaf, Tensor) and leaf.dim() in (4, 5)]
+        return tuple(images[0].shape[-2:]) if images else ()
+
     def during(self, call: Call) -> tuple[Event, ...]:
         """All events inside one call, those of its children included."""
         return self.events[bisect.bisect(self.clocks, call.start) : bisect.bisect(self.clocks, call.end)]
@@ -136,6 +150,10 @@ _ACTIVATIONS = _functions(
 )
 # Thresholded linear units are the maximum of the map and a parameter.
 _MAXIMA = _functions("maximum", "max")
+_REDUCTIONS = _functions(
+    *"mean sum amax logsumexp adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split(),
+    *"adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d".split(),
+)
 _KINDS: dict[Callable[..., Any], str] = {
     **dict.fromkeys(_functions("conv1d", "conv2d", "conv3d"), "conv"),
     **dict.fromkeys(_functions("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), "conv"),
@@ -146,6 +164,7 @@ _KINDS: dict[Callable[..., Any], str] = {
     **dict.fromkeys(_functions("cat", "concat", "concatenate"), "cat"),
     **dict.fromkeys(_functions("mul", "multiply"), "gate"),
     **dict.fromkeys(_functions("linear"), "linear"),
+    **dict.fromkeys(_REDUCTIONS, "squeeze"),
 }
 # These return a tensor of their first argument's shape, strides and dtype: on the meta device that argument will do.
 _SHAPELESS = _ACTIVATIONS - _functions("glu") | _functions("batch_norm")
@@ -177,11 +196,14 @@ class _Recorder(TorchFunctionMode):
             result = first
         else:
             result = function(*args, **kwargs)
-        if isinstance(result, Tensor) and self.stack:
-            self._note(kind, function, args, kwargs, result)
+        value = result[0] if isinstance(result, tuple) and result else result
+        if isinstance(value, Tensor) and self.stack:
+            if function in _MAXIMA and not (len(args) > 1 and isinstance(args[1], Tensor)):
+                kind = "squeeze"
+            self._note(kind, args, kwargs, value)
         return result
 
-    def _note(self, kind: str, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+    def _note(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
         extra: dict[str, Any] = {}
         if kind == "conv":
             weight = args[1] if len(args) > 1 else kwargs["weight"]
@@ -189,9 +211,12 @@ class _Recorder(TorchFunctionMode):
             channels = given.shape[1 - len(weight.shape)] if given.dim() < weight.dim() else given.shape[1]
             groups = channels // weight.shape[1]
             extra = {"kernel": tuple(weight.shape[2:]), "groups": groups, "channels": channels}
-        elif kind == "gate" and not _is_gate(args, result):
+        if kind in ("conv", "linear"):
+            weight = args[1] if len(args) > 1 else kwargs["weight"]
+            extra["macs"] = result[0].numel() * weight[0].numel()
+        if kind == "gate" and not _is_gate(args, result):
             return
-        elif (kind == "add" or function in _MAXIMA) and (len(args) < 2 or not isinstance(args[1], Tensor)):
+        if kind == "add" and (len(args) < 2 or not isinstance(args[1], Tensor)):
             return
         self.clock += 1
         self.events.append(Event(self.clock, kind, self.stack[-1].path, tuple(result.shape), **extra))
@@ -304,6 +329,24 @@ def look(model: nn.Module, example_input: Any = None) -> Look:
                     break
                 _log.debug("probing with %s failed: %r", _describe(args), error)
     raise ProbeError(_probe_message(model, failures, example_input)) from failures[0][1]
+
+
+def look_again(seen: Look) -> Look | None:
+    """The same look at images of another size, or None where the model takes no other."""
+    height, width = seen.size or (0, 0)
+    for size in ((2 * height, 2 * width), (height + 32, width + 32), (2 * height, width)):
+        args = pytree.tree_map_only(Tensor, functools.partial(_resized, size), seen.args)
+        try:
+            return _record(seen.model, seen.modules, args, real=False)
+        except Exception as error:  # whatever the model's own code raises: it does not take this size
+            _log.debug("looking again at %s failed: %r", size, error)
+    return None
+
+
+def _resized(size: tuple[int, int], tensor: Tensor) -> Tensor:
+    if tensor.dim() not in (4, 5):
+        return tensor
+    return torch.empty((*tensor.shape[:-2], *size), dtype=tensor.dtype, device="meta")
 
 
 def _record(model: nn.Module, modules: dict[str, nn.Module], args: tuple[Any, ...], real: bool) -> Look:

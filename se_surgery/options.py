@@ -106,6 +106,11 @@ def check_options(
 
 
 def _check_identity(options: Options) -> None:
+    if options.init == "identity" and options.rd_channels == 1:
+        raise OptionError(
+            "rd_channels=1 leaves the identity start's one hidden unit without its partner: it may never learn. "
+            'Take at least 2, or init="paper".'
+        )
     start = GATES[options.gate].at_zero * options.scale
     if options.init == "identity" and options.attn == "se" and not options.mix and start != 1.0:
         raise OptionError(

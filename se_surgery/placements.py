@@ -75,22 +75,22 @@ def place(anatomy: Anatomy, unit: Unit, placement: str) -> Edge:
 def _after_transformation(anatomy: Anatomy, unit: Unit) -> Edge:
     """After the branch, before it is joined and before a trailing drop path or layer scale."""
     assert unit.transformed is not None
-    return _edge(unit.block, unit.block.walk_back(unit.transformed))
+    return _edge(anatomy, unit.block, unit.block.walk_back(unit.transformed))
 
 
 def _after_join(anatomy: Anatomy, unit: Unit) -> Edge:
     assert unit.join is not None
-    return _edge(unit.block, unit.join)
+    return _edge(anatomy, unit.block, unit.join)
 
 
 def _at_the_end(anatomy: Anatomy, unit: Unit) -> Edge:
     block = _own_block(anatomy, unit)
-    return _edge(block, block.walk_back(_returned_map(block)))
+    return _edge(anatomy, block, block.walk_back(_returned_map(block)))
 
 
 def _behind_activation(anatomy: Anatomy, unit: Unit) -> Edge:
     assert unit.transformed is not None
-    return _edge(unit.block, unit.transformed)
+    return _edge(anatomy, unit.block, unit.transformed)
 
 
 # ---------------------------------------------------------------------------------------------------------------- pre
@@ -105,7 +105,7 @@ def _before_branch(anatomy: Anatomy, unit: Unit) -> Edge:
         if len(consumers) > 1:
             raise NoPlace("an activation changes the branch's input in place while others read it")
         fork, consumers = consumers[0], list(consumers[0].users)
-    return _edge(block, fork, consumers, late=True)
+    return _edge(anatomy, block, fork, consumers, late=True)
 
 
 def _fork(block: Block, inside: int) -> tuple[fx.Node, list[fx.Node]]:
@@ -147,7 +147,7 @@ def _after_addition(anatomy: Anatomy, unit: Unit) -> Edge:
     block, node = unit.block, unit.join
     assert node is not None
     node = _rejoined(block, node)
-    return _edge(block, block.walk_forward(node, frozenset({"act"})))
+    return _edge(anatomy, block, block.walk_forward(node, frozenset({"act"})))
 
 
 def _rejoined(block: Block, node: fx.Node) -> fx.Node:
@@ -162,7 +162,7 @@ def _rejoined(block: Block, node: fx.Node) -> fx.Node:
 
 def _before_return(anatomy: Anatomy, unit: Unit) -> Edge:
     block = _own_block(anatomy, unit)
-    return _edge(block, _returned_map(block))
+    return _edge(anatomy, block, _returned_map(block))
 
 
 # ----------------------------------------------------------------------------------------------------------- identity
@@ -173,7 +173,7 @@ def _on_shortcut(anatomy: Anatomy, unit: Unit) -> Edge:
     assert unit.untransformed is not None and unit.join is not None
     block = unit.block
     if block.is_map(unit.untransformed):
-        return _edge(block, unit.untransformed, [_taker(block, unit.join, unit.untransformed)], late=True)
+        return _edge(anatomy, block, unit.untransformed, [_taker(block, unit.join, unit.untransformed)], late=True)
     raise NoPlace("the shortcut is not a feature map")
 
 
@@ -191,9 +191,9 @@ def _after_wide_convolution(anatomy: Anatomy, unit: Unit) -> Edge:
     wide = [event for event in block.convolutions(nodes) if event.wide]
     if not wide:
         raise NoPlace("the branch has no convolution with k > 1")
-    held, node = after_convolution(anatomy, wide[-1], within=unit.path)
+    held, node = after_convolution(anatomy, wide[-1], unit)
     joined = _concatenated(unit, node) if held is unit.block else None
-    return _edge(held, joined or node)
+    return _edge(anatomy, held, joined or node)
 
 
 def _concatenated(unit: Unit, node: fx.Node) -> fx.Node | None:
@@ -220,10 +220,12 @@ def _returned_map(block: Block) -> fx.Node:
     return value
 
 
-def _edge(block: Block, producer: fx.Node, consumers: list[fx.Node] | None = None, late: bool = False) -> Edge:
+def _edge(
+    anatomy: Anatomy, block: Block, producer: fx.Node, consumers: list[fx.Node] | None = None, late: bool = False
+) -> Edge:
     if not block.is_map(producer):
         raise NoPlace("the value there is not a feature map")
-    return block.edge(producer, consumers, late)
+    return block.edge(producer, anatomy.axis(block, producer), consumers, late)
 
 
 Rule = Callable[[Anatomy, Unit], Edge]

@@ -7,14 +7,13 @@ Every candidate is in it: as a site, as an SE that is there, or as skipped with 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from .exam import Exam
-from .excite import SESpec, parameter_count
+from .excite import SESpec, multiply_adds, parameter_count
 from .find import SESite
 from .options import Options
 from .records import Edge
@@ -65,8 +64,8 @@ class Site:
 
     @property
     def macs(self) -> int:
-        """Multiply-adds an image: its two layers and the scale. Pooling is free, as the paper counts (section 4)."""
-        return 2 * self.channels * self.rd_channels + self.channels * math.prod(self.size)
+        """Multiply-adds an image: its layers and the scale. Pooling is free, as the paper counts (section 4)."""
+        return multiply_adds(self.spec, self.size)
 
     @property
     def edge(self) -> Edge:
@@ -128,13 +127,17 @@ class Plan:
     @property
     def params_added(self) -> int:
         """Parameters that the SEs add; those of the SEs they replace are taken off."""
+        return sum(site.params for site in self.sites) - sum(se.params for se in self._replaced)
+
+    @property
+    def _replaced(self) -> list[SESite]:
         gone = {path for site in self.sites for path in site.replaces}
-        return sum(site.params for site in self.sites) - sum(se.params for se in self.existing if se.path in gone)
+        return [se for se in self.existing if se.path in gone]
 
     @property
     def macs_added(self) -> int:
-        """Multiply-adds an image that the SEs add."""
-        return sum(site.macs for site in self.sites)
+        """Multiply-adds an image that the SEs add; those of the SEs they replace are taken off."""
+        return sum(site.macs for site in self.sites) - sum(se.macs for se in self._replaced)
 
     @cached_property
     def places(self) -> dict[str, int]:
@@ -152,7 +155,7 @@ class Plan:
             "options": options_to_dict(self.options),
             "sites": [site_to_dict(site) for site in self.sites],
             "existing": [asdict(site) for site in self.existing],
-            "skipped": [{"unit": s.unit, "reason": s.reason} for s in self.skipped],
+            "skipped": [asdict(skipped) for skipped in self.skipped],
             "params_before": self.params_before,
             "params_added": self.params_added,
             "macs_added": self.macs_added,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
@@ -16,11 +17,11 @@ from .errors import NothingToDoError, PlacementError, SurgeryError
 from .exam import Exam
 from .excite import SESpec, hidden_channels
 from .find import SESite
-from .joins import Reject, Unit
+from .joins import Unit
 from .options import Options, check_options, matches, option_arguments, resolve_stage
 from .placements import NoPlace, places
 from .plan import Plan, Site, Skipped
-from .records import Edge, implants
+from .records import Edge, implants, is_implant
 
 
 def plan_se(
@@ -105,7 +106,8 @@ class _Planner:
     def plan(self) -> Plan:
         for index, unit in enumerate(self.exam.units.found):
             self._consider(unit, self.exam.held[index])
-        self.skipped += [Skipped(reject.path, reject.reason) for reject in _distinct(self.exam.units.rejected)]
+        for reject in dict.fromkeys(self.exam.units.rejected):
+            self.skipped.append(Skipped(reject.path, reject.reason, reject.blocking and self._asked_for(reject.path)))
         model = self.exam.seen.model
         config = getattr(model, "pretrained_cfg", None)
         name = config.get("architecture") if isinstance(config, dict) else None
@@ -190,14 +192,21 @@ class _Planner:
         names = itertools.chain([base, numbered], (f"{numbered}_{i}" for i in itertools.count(2)))
         return next(n for n in names if n not in taken and (getattr(module, n, None) is None or n in ours))
 
+    def _asked_for(self, path: str) -> bool:
+        """Whether a block that cannot be looked into is among the stages and globs that were asked for."""
+        where = self.options.where
+        stage = self.exam.stages.of(self.exam.seen.calls[path][-1].end)
+        by_stage = (self.stages is None or stage in self.stages) and stage in self.ratios
+        return by_stage and (callable(where) or matches(where, SimpleNamespace(path=path, unit=path)))
+
     def _blocked(self, unit: Unit, site: Site) -> str | None:
         """Why a site that was asked for cannot be done, or None."""
-        for path, others in self.shared.items():
+        for path, places_of_it in self.shared.items():
             if path in (unit.path, site.host) or is_under(site.host, path):
-                return f"{path!r} is shared between two places ({' and '.join(others)}), so its SE would be too"
+                return f"it is shared between two places ({' and '.join(places_of_it)}), and its SE would be too"
         calls = len(self.exam.seen.calls[site.host])
         if calls > 1:
-            return f"{site.host!r} runs {calls} times in one forward, so its SE would too"
+            return f"{site.host!r} runs {calls} times in one forward, and its SE would too"
         if self.options.attn != "se" and len(site.edge.shape) != 4:
             return f"{self.options.attn} takes maps of two dimensions"
         return None
@@ -205,14 +214,16 @@ class _Planner:
 
 def _slot_behind(host: Block, edge: Edge, name: str, replaced: tuple[str, ...]) -> bool:
     """Whether the block's own forward calls an empty slot of that name right behind the edge."""
+    path = f"{host.path}.{name}" if host.path else name
+    if is_implant(host.look.modules[host.path], name) and path not in replaced:
+        return False
     node = next(node for node in host.nodes if node.name == edge.producer)
     while len(node.users) == 1:
         (node,) = node.users
         if node.op != "call_module":
             return False
         module = host.view.get_submodule(str(node.target))
-        path = f"{host.path}.{node.target}" if host.path else str(node.target)
-        is_empty = type(module) is nn.Identity or path in replaced
+        is_empty = type(module) is nn.Identity or (node.target == name and path in replaced)
         if node.target == name and is_empty:
             return _called_once(host, name)
         if not is_empty:
@@ -230,10 +241,6 @@ def _shared_modules(model: nn.Module) -> dict[str, tuple[str, ...]]:
     for path, module in model.named_modules(remove_duplicate=False):
         paths.setdefault(id(module), []).append(path)
     return {found[0]: tuple(found) for found in paths.values() if len(found) > 1}
-
-
-def _distinct(rejects: list[Reject]) -> list[Reject]:
-    return list(dict.fromkeys(rejects))
 
 
 def unplaced_reason(plan: Plan) -> SurgeryError:

@@ -22,6 +22,7 @@ from .errors import NothingToDoError, PatientError, ProbeError, VerifyError
 from .exam import Exam
 from .find import SESite
 from .graft import copied
+from .records import implants
 from .strip import remove
 
 _SEED = 0
@@ -79,7 +80,7 @@ def verify(model: nn.Module, example_input: Any = None) -> Report:
         raise PatientError("The model is on the meta device and cannot be run. Load its weights, then verify.")
     exam = Exam(model, example_input)
     sites = [site for site in exam.existing if site.origin == "se_surgery"]
-    if not sites:
+    if not sites and not _implanted(model):
         raise NothingToDoError("The model holds no SE of this library. Operate first, then verify.")
     report = Report(tuple(_checks(model, exam, sites)))
     broken = [check for check in report.checks if check.passed is False]
@@ -90,7 +91,16 @@ def verify(model: nn.Module, example_input: Any = None) -> Report:
     return report
 
 
+def _implanted(model: nn.Module) -> set[str]:
+    """The paths of all SEs that this library's records say are in the model."""
+    return {f"{path}.{i.name}".strip(".") for path, module in model.named_modules() for i in implants(module)}
+
+
 def _checks(model: nn.Module, exam: Exam, sites: list[SESite]) -> Iterator[Check]:
+    lost = sorted(_implanted(model) - {site.path for site in sites})
+    if lost:
+        yield Check("calls", False, f"{lost[0]} is never called; its block has lost the forward that surgery gave it")
+        return
     base = _base(model, exam, sites)
     yield _keys(model, base, exam, sites)
     inputs = _inputs(exam)

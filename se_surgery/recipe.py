@@ -58,7 +58,7 @@ def apply_recipe(model: nn.Module, recipe: Mapping[str, Any], example_input: Any
     Raises:
         SurgeryError: The recipe is not one, or its sites would not come out the same.
     """
-    _check(recipe)
+    check_recipe(recipe)
     with Journal() as journal:
         for module in model.modules():
             journal.open(module)
@@ -67,7 +67,12 @@ def apply_recipe(model: nn.Module, recipe: Mapping[str, Any], example_input: Any
     return model
 
 
-def _check(recipe: Any) -> None:
+def check_recipe(recipe: Any) -> None:
+    """Check that something is a recipe this library reads, before anything is built for it.
+
+    Raises:
+        SurgeryError: It is not; the message says why.
+    """
     if not isinstance(recipe, Mapping) or recipe.get("format") != FORMAT:
         raise SurgeryError(f"This is not a recipe: its format is not {FORMAT!r}. Give what recipe_of returned.")
     if recipe.get("version") != VERSION:
@@ -79,21 +84,33 @@ def _check(recipe: Any) -> None:
     if unknown:
         raise SurgeryError(f"The recipe has the unknown key {unknown[0]!r}. Known are {', '.join(sorted(_KEYS))}.")
     operations = recipe.get("operations")
-    known = isinstance(operations, list) and all(
-        isinstance(o, Mapping) and o.get("op") in _OPERATIONS and isinstance(o.get("sites"), list) for o in operations
-    )
-    if not known:
-        raise SurgeryError("The recipe's operations are not a list of add and strip with their sites. It is damaged.")
+    if not isinstance(operations, list):
+        raise SurgeryError(f"The recipe's operations are {operations!r}, not a list. The recipe is damaged.")
+    for number, operation in enumerate(operations, 1):
+        _check_operation(operation, number)
+
+
+def _check_operation(operation: Any, number: int) -> None:
+    known = isinstance(operation, Mapping) and operation.get("op") in _OPERATIONS
+    sites = operation.get("sites") if known else None
+    if not isinstance(sites, list) or not sites or not all(_is_site(site) for site in sites):
+        raise SurgeryError(
+            f"Of the recipe's operations number {number} is no add or strip with its sites. The recipe is damaged."
+        )
+
+
+def _is_site(site: Any) -> bool:
+    return isinstance(site, Mapping) and isinstance(site.get("path"), str)
 
 
 def _add(model: nn.Module, operation: Mapping[str, Any], number: int, example_input: Any) -> None:
-    given = dict(operation.get("options") or {})
-    r = given.get("r", 16)
-    given["r"] = {int(stage): ratio for stage, ratio in r.items()} if isinstance(r, Mapping) else r
+    given = {**operation.get("options", {}), "where": tuple(site["path"] for site in operation["sites"])}
     try:
-        options = check_options(**{**given, "where": tuple(site["path"] for site in operation["sites"])})
-    except (TypeError, KeyError) as error:
-        raise SurgeryError(f"Operation {number} of the recipe is damaged: {error}.") from error
+        if isinstance(given.get("r"), Mapping):
+            given["r"] = {int(stage): ratio for stage, ratio in given["r"].items()}
+        options = check_options(**given)
+    except (TypeError, ValueError) as error:
+        raise SurgeryError(f"Operation {number} of the recipe has options that mean nothing here: {error}") from error
     plan = make_plan(Exam(model, example_input), options)
     _compare(operation["sites"], [site_to_dict(site) for site in plan.sites], number)
     graft(model, plan)

@@ -13,7 +13,7 @@ import bisect
 
 from torch import nn
 
-from .look import Look
+from .look import Event, Look
 
 
 class Stages:
@@ -24,11 +24,10 @@ class Stages:
         ends: When (on the look's clock) each block ended; stages that hold none of them do not count.
     """
 
-    def __init__(self, seen: Look, ends: list[int] | None = None) -> None:
+    def __init__(self, seen: Look, ends: list[int]) -> None:
         marks = _feature_marks(seen)
         if marks is None:
             marks = _resolution_marks(seen)
-        ends = sorted(ends if ends is not None else _block_ends(seen))
         held = {min(bisect.bisect_left(marks, end), len(marks) - 1) for end in ends} if marks else set()
         self._marks = [mark for i, mark in enumerate(marks) if i in held] or [0]
 
@@ -80,32 +79,22 @@ def _holds_join(seen: Look, start: int, end: int) -> bool:
 def _resolution_marks(seen: Look) -> list[int]:
     """The last moment of every resolution, in order of execution; maps of one position belong to the one before."""
     marks: list[int] = []
-    smallest: int | None = None
-    clock = 0
-    for event in seen.events:
-        if not event.spatial or event.kind == "gate":
-            continue
-        size = max(event.shape[-2:]) if event.shape[-1] == event.shape[-2] else max(event.shape[1:3])
-        if smallest is not None and size < smallest:
-            marks.append(clock)
-        smallest = size if smallest is None else min(size, smallest)
-        clock = event.clock
-    end = seen.calls[""][0].end
-    return [*_to_call_ends(seen, marks), end]
+    last: Event | None = None
+    for event in (event for event in seen.events if event.spatial and event.transforms):
+        if last is not None and _side(event) < _side(last):
+            marks.append(_closed(seen, last))
+        if last is None or _side(event) <= _side(last):
+            last = event
+    return [*marks, seen.calls[""][0].end]
 
 
-def _to_call_ends(seen: Look, marks: list[int]) -> list[int]:
-    """Marks moved behind the calls that end on the resolution they close: a block ends after its last operation."""
-    starts = sorted(call.start for calls in seen.calls.values() for call in calls)
-    moved = []
-    for mark in marks:
-        following = bisect.bisect(starts, mark)
-        moved.append(starts[following] - 1 if following < len(starts) else mark)
-    return moved
+def _side(event: Event) -> int:
+    """Side of a map, channels first or last."""
+    return max(event.shape[-2:]) if event.shape[-1] == event.shape[-2] else max(event.shape[1:3])
 
 
-def _block_ends(seen: Look) -> list[int]:
-    """When the modules that join branches on feature maps ended; without any, when the convolutions did."""
-    owners = {e.path for e in seen.events if e.kind in ("add", "cat") and e.spatial}
-    ends = [seen.calls[path][-1].end for path in owners if path]
-    return ends or [e.clock for e in seen.events if e.kind == "conv" and e.spatial]
+def _closed(seen: Look, last: Event) -> int:
+    """When what ran a resolution's last operation ended; the operation itself, where that went on at a lower one."""
+    call = next(c for c in seen.calls[last.path] if c.start < last.clock < c.end)
+    later = [e for e in seen.during(call) if e.clock > last.clock and e.spatial and e.transforms]
+    return last.clock if not last.path or any(_side(e) < _side(last) for e in later) else call.end

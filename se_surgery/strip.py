@@ -132,8 +132,8 @@ def _settle(journal: Journal, modules: dict[str, nn.Module], record: Implant, ho
 def _record(journal: Journal, model: nn.Module, sites: list[SESite], restore: bool) -> None:
     """Write the operation down; a model that is its own base again needs no record."""
     operations = model.__dict__.get(OPERATIONS, [])
-    only_added = all(operation["op"] == "add" for operation in operations)
-    if restore and only_added and not any(implants(module) for module in model.modules()):
+    undoable = all(operation["op"] == "add" or operation["restore"] for operation in operations)
+    if restore and undoable and not any(implants(module) for module in model.modules()):
         journal.open(model)
         model.__dict__.pop(OPERATIONS, None)
         return

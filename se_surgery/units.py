@@ -17,7 +17,7 @@ from torch import nn
 
 from .anatomy import Anatomy, Block, is_under, parents
 from .behind import after_convolution
-from .errors import TraceError
+from .errors import InstanceForwardError, TraceError
 from .joins import Join, Reject, Unit, aggregation, chains_of, join_at, joined, joins_of, placeholders
 from .look import Event
 from .records import original_class
@@ -39,7 +39,7 @@ def recognise(anatomy: Anatomy) -> Units:
         try:
             block = anatomy.block(path)
         except TraceError as error:
-            units.rejected.append(Reject(path, f"{error}"))
+            units.rejected.append(Reject(path, str(error), isinstance(error, InstanceForwardError)))
             continue
         found, rejected = joins_of(block)
         units.found += found
@@ -51,7 +51,7 @@ def recognise(anatomy: Anatomy) -> Units:
     _separable(anatomy, units)
     if not units.found:
         _plain(anatomy, units)
-    units.found.sort(key=lambda unit: (unit.end, unit.start))
+    units.found.sort(key=lambda unit: (unit.end, unit.start, unit.number))
     return units
 
 

@@ -1,0 +1,290 @@
+"""The command line: `se-surgery plan`, `add`, `strip`, `list`, `inspect` and `verify`.
+
+In: a model by name or folder, and options. Out: tables (or JSON) on stdout, progress and errors on stderr, and a folder
+from `add` and `strip`. Exit codes: 0 done, 1 refused (the message says why), 2 a mistake in the command line itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from torch import nn
+from typer.core import TyperGroup
+
+from . import __version__
+from . import cli_options as cli
+from .bases import create_base, is_base
+from .cli_report import (
+    State,
+    checks,
+    costs,
+    costs_text,
+    inspected,
+    inspected_text,
+    outputs_text,
+    same_outputs,
+    state_of,
+)
+from .errors import OptionError, SurgeryError
+from .exam import Exam, find_se
+from .graft import graft
+from .options import Options
+from .planner import plan_se
+from .promises import verify as verify_model
+from .records import OPERATIONS
+from .saved import check_directory, load, read_recipe, save
+from .show import count, plan_text, sites_text
+from .strip import strip_se
+
+_stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+class _Group(TyperGroup):
+    """Commands whose `SurgeryError`s are messages and not tracebacks."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SurgeryError as error:
+            typer.echo(f"se-surgery: {error}", err=True)
+            raise typer.Exit(1) from error
+
+
+def _examples(*lines: str) -> str:
+    return "\n\n".join(("Examples:", *lines))
+
+
+app = typer.Typer(
+    cls=_Group,
+    epilog=_examples(
+        "se-surgery plan resnet50 --placement pre",
+        "se-surgery add resnext50_32x4d --r 16 -o se_resnext50_32x4d",
+        "se-surgery strip se_resnext50_32x4d --stages -1 -o without_last_stage",
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"se-surgery {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Put squeeze-and-excitation modules into CNNs of timm and torchvision, and take them out again."""
+
+
+@app.command(
+    epilog=_examples(
+        "se-surgery plan resnet50", "se-surgery plan efficientnet_b0 --existing replace --r 3=8,4=16 --json"
+    )
+)
+def plan(
+    model: cli.Model,
+    placement: cli.Placement = "standard",
+    r: cli.Ratio = "16",
+    stages: cli.Stages = None,
+    where: cli.Where = None,
+    rd_channels: cli.Hidden = None,
+    rd_divisor: cli.Divisor = 1,
+    bias: cli.Bias = False,
+    squeeze: cli.Squeeze = "avg",
+    act: cli.Act = "relu",
+    gate: cli.GateOption = "sigmoid",
+    gate_scale: cli.GateScale = None,
+    init: cli.Init = "identity",
+    attn: cli.Attention = "se",
+    existing: cli.Existing = "skip",
+    name: cli.Name = "se",
+    size: cli.Size = None,
+    pretrained: cli.Pretrained = False,
+    as_json: cli.Json = False,
+) -> None:
+    """Show where SEs would go, and change nothing."""
+    options = _surgery(locals())
+    patient = _patient(model, pretrained, size)
+    with _progress("Looking at the model"):
+        planned = plan_se(patient.model, **options, example_input=size)
+    _say(as_json, planned.to_dict(), plan_text(planned))
+
+
+@app.command(
+    epilog=_examples(
+        "se-surgery add resnext50_32x4d --r 16 -o se_resnext50_32x4d",
+        "se-surgery add torchvision/resnet50 --pretrained --placement pre --stages 3,4 -o se_resnet50_pre",
+    )
+)
+def add(
+    model: cli.Model,
+    output: cli.Output,
+    placement: cli.Placement = "standard",
+    r: cli.Ratio = "16",
+    stages: cli.Stages = None,
+    where: cli.Where = None,
+    rd_channels: cli.Hidden = None,
+    rd_divisor: cli.Divisor = 1,
+    bias: cli.Bias = False,
+    squeeze: cli.Squeeze = "avg",
+    act: cli.Act = "relu",
+    gate: cli.GateOption = "sigmoid",
+    gate_scale: cli.GateScale = None,
+    init: cli.Init = "identity",
+    attn: cli.Attention = "se",
+    existing: cli.Existing = "skip",
+    name: cli.Name = "se",
+    size: cli.Size = None,
+    pretrained: cli.Pretrained = False,
+    overwrite: cli.Overwrite = False,
+    as_json: cli.Json = False,
+) -> None:
+    """Put SEs in, prove that everything else is as it was, and write the model to a folder."""
+    options = _surgery(locals())
+    check_directory(output, overwrite)
+    patient = _patient(model, pretrained, size)
+    with _progress("Looking at the model"):
+        planned = plan_se(patient.model, **options, example_input=size)
+    before = _run(patient, planned.exam, "Running the model")
+    graft(patient.model, planned)
+    after = _run(patient, planned.exam, "Running the operated model")
+    with _progress("Verifying the operated model"):
+        report = verify_model(patient.model, example_input=size)
+    equal = same_outputs(before, after)
+    # An SE that replaces another takes that one's effect away, and the paper's start is random.
+    if not all(equal.values()) and init == "identity" and not any(site.replaces for site in planned.sites):
+        raise SurgeryError(f"The outputs of {model!r} have changed. Nothing was written; please report this as a bug.")
+    _write(patient, output, overwrite)
+    data = {"plan": planned.to_dict(), **costs(before, after), "outputs_equal": equal, "checks": checks(report)}
+    parts = [plan_text(planned), costs_text(before, after), f"Verified\n{report}", outputs_text(equal)]
+    _say(as_json, {**data, "output": str(output)}, "\n\n".join([*parts, f"Written to {output}."]))
+
+
+@app.command(
+    epilog=_examples(
+        "se-surgery strip seresnet50 --stages -1 -o without_last_stage",
+        "se-surgery strip se_resnext50_32x4d --origin se_surgery -o resnext50_32x4d_again",
+    )
+)
+def strip(
+    model: cli.Model,
+    output: cli.Output,
+    stages: cli.Stages = None,
+    where: cli.Where = None,
+    origin: cli.Origin = None,
+    size: cli.Size = None,
+    pretrained: cli.Pretrained = False,
+    overwrite: cli.Overwrite = False,
+    as_json: cli.Json = False,
+) -> None:
+    """Take SEs out, whoever put them there, and write the model to a folder."""
+    check_directory(output, overwrite)
+    patient = _patient(model, pretrained, size)
+    with _progress("Looking at the model"):
+        exam = Exam(patient.model, size)
+    before = _run(patient, exam, "Running the model")
+    strip_se(patient.model, stages, where=where, origin=origin, example_input=size)
+    after = _run(patient, exam, "Running the stripped model")
+    left = {site.path for site in find_se(patient.model, size)}
+    removed = [site for site in exam.existing if site.path not in left]
+    equal = same_outputs(before, after)
+    _write(patient, output, overwrite)
+    data = {"removed": [asdict(site) for site in removed], **costs(before, after), "outputs_equal": equal}
+    title = f"{len(removed)} of {count(len(exam.existing), 'SE')} taken out"
+    parts = [f"{title}\n{sites_text(removed)}", costs_text(before, after), outputs_text(equal)]
+    _say(as_json, {**data, "output": str(output)}, "\n\n".join([*parts, f"Written to {output}."]))
+
+
+@app.command(
+    "list", epilog=_examples("se-surgery list seresnet50", "se-surgery list torchvision/efficientnet_b0 --json")
+)
+def list_(model: cli.Model, size: cli.Size = None, as_json: cli.Json = False) -> None:
+    """List the SEs of a model, whoever put them there."""
+    patient = _patient(model, False, size)
+    with _progress("Looking at the model"):
+        sites = find_se(patient.model, size)
+    _say(as_json, [asdict(site) for site in sites], sites_text(sites))
+
+
+@app.command(epilog=_examples("se-surgery inspect resnet50", "se-surgery inspect se_resnext50_32x4d"))
+def inspect(model: cli.Model, size: cli.Size = None, as_json: cli.Json = False) -> None:
+    """Show a model's units, stages, SEs and the placements it has; for a folder, what was done to it."""
+    patient = _patient(model, False, size)
+    with _progress("Looking at the model"):
+        exam = Exam(patient.model, size)
+    data = inspected(patient.base, patient.model, exam, patient.model.__dict__.get(OPERATIONS, []))
+    _say(as_json, data, inspected_text(data, exam))
+
+
+@app.command(epilog=_examples("se-surgery verify se_resnext50_32x4d"))
+def verify(model: cli.Model, size: cli.Size = None, as_json: cli.Json = False) -> None:
+    """Run an operated model and check every promise that was made of it."""
+    patient = _patient(model, False, size)
+    with _progress(f"Verifying {model}"):
+        report = verify_model(patient.model, example_input=size)
+    _say(as_json, checks(report), str(report))
+
+
+@dataclass(frozen=True)
+class _Patient:
+    """A model, and what it was made from."""
+
+    model: nn.Module
+    base: str
+    base_args: dict[str, Any] = field(default_factory=dict)
+
+
+def _patient(name: str, pretrained: bool, size: Any) -> _Patient:
+    """The model of that name, or in that folder, in evaluation mode. A known name is never taken for a folder."""
+    with _progress(f"Building {name}"):
+        if is_base(name) or not Path(name).is_dir():
+            return _Patient(create_base(name, pretrained).eval(), name)
+        if pretrained:
+            raise OptionError(f"{name!r} is a folder with weights of its own. Leave --pretrained out.")
+        recipe = read_recipe(name)
+        return _Patient(load(name, size).eval(), recipe["base"], recipe["base_args"])
+
+
+def _surgery(given: dict[str, Any]) -> dict[str, Any]:
+    """Of a command's arguments those that say what to do."""
+    return {option.name: given[option.name] for option in fields(Options)}
+
+
+def _run(patient: _Patient, exam: Exam, what: str) -> State:
+    with _progress(what):
+        return state_of(patient.model, exam)
+
+
+def _write(patient: _Patient, output: Path, overwrite: bool) -> None:
+    with _progress(f"Writing {output}"):
+        save(patient.model, output, patient.base, patient.base_args, overwrite=overwrite)
+
+
+@contextlib.contextmanager
+def _progress(what: str) -> Iterator[None]:
+    """Say on stderr what takes its time: a spinner on a terminal, else a line."""
+    if sys.stderr.isatty():  # and not what rich takes for a terminal where colours are forced
+        with _stderr.status(what):
+            yield
+    else:
+        _stderr.print(f"{what} ...")
+        yield
+
+
+def _say(as_json: bool, data: Any, text: str) -> None:
+    typer.echo(json.dumps(data, indent=2) if as_json else text)

@@ -1,0 +1,150 @@
+"""The command line's arguments: their names, their help, and how their text is read.
+
+In: text. Out: the values that `add_se` takes. What a value means is checked there; here only its form is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .excite import GATES, INITS, LIGHT_ATTENTION, SQUEEZES
+from .options import EXISTING
+from .placements import PLACEMENTS
+from .strip import ORIGINS
+
+
+def read_ratios(text: str) -> int | dict[int, int]:
+    """A reduction ratio, or one for each stage.
+
+    Example:
+        >>> read_ratios("16"), read_ratios("3=8,4=16")
+        (16, {3: 8, 4: 16})
+    """
+    try:
+        if "=" not in text:
+            return int(text)
+        pairs = [part.split("=") for part in text.split(",")]
+        ratios = {int(stage): int(ratio) for stage, ratio in pairs}
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is neither a number nor STAGE=NUMBER,... such as 3=8,4=16.") from error
+    if len(ratios) < len(pairs):
+        raise typer.BadParameter(f"{text!r} names a stage twice.")
+    return ratios
+
+
+def read_numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers, separated by commas.
+
+    Example:
+        >>> read_numbers("3,-1")
+        (3, -1)
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a list of whole numbers such as 3,4.") from error
+
+
+def read_size(text: str) -> tuple[int, ...]:
+    """The size of an image, (C, H, W).
+
+    Example:
+        >>> read_size("1,28,28")
+        (1, 28, 28)
+    """
+    size = read_numbers(text)
+    if len(size) not in (3, 4) or min(size) < 1:
+        raise typer.BadParameter(f"{text!r} is not a size C,H,W such as 3,224,224.")
+    return size
+
+
+def _one_of(names: Any) -> str:
+    return ", ".join(names)
+
+
+_SURGERY = "Surgery"
+_SE = "The SE module"
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A timm name (resnet50), torchvision/NAME, or a folder written by add or strip (./DIR if DIR is a name).",
+        show_default=False,
+    ),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write to.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that holds something already.")]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help="Load the library's weights for the model.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
+Size = Annotated[
+    Any,
+    typer.Option(
+        "--size",
+        metavar="C,H,W",
+        parser=read_size,
+        help="Size of the image to look at the model with. By default what fits it.",
+        show_default=False,
+    ),
+]
+Stages = Annotated[
+    Any,
+    typer.Option(
+        "--stages", metavar="N,...", parser=read_numbers, help="Stages, from 1; -1 is the last.", show_default="all"
+    ),
+]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--where",
+        metavar="GLOB",
+        help="Only SEs whose path, or whose unit's, fits. May be repeated.",
+        show_default=False,
+    ),
+]
+Placement = Annotated[str, typer.Option("--placement", "-p", help=_one_of(PLACEMENTS), rich_help_panel=_SURGERY)]
+Ratio = Annotated[
+    Any,
+    typer.Option(
+        "--r",
+        metavar="N or STAGE=N,...",
+        parser=read_ratios,
+        help="Reduction ratio, for all stages or for each one named.",
+        rich_help_panel=_SURGERY,
+    ),
+]
+Existing = Annotated[
+    str, typer.Option("--existing", help=f"In a unit that holds an SE: {_one_of(EXISTING)}", rich_help_panel=_SURGERY)
+]
+Init = Annotated[
+    str,
+    typer.Option(
+        "--init", help=f"How SEs start: {_one_of(INITS)}; identity keeps the outputs.", rich_help_panel=_SURGERY
+    ),
+]
+Name = Annotated[str, typer.Option("--name", help="Name of the child module.", rich_help_panel=_SURGERY)]
+Bias = Annotated[bool, typer.Option("--bias/--no-bias", help="Biases in both layers.", rich_help_panel=_SE)]
+Divisor = Annotated[
+    int, typer.Option("--rd-divisor", help="Round the hidden width to a multiple (timm: 8).", rich_help_panel=_SE)
+]
+Hidden = Annotated[
+    int | None,
+    typer.Option("--rd-channels", help="Hidden width, instead of --r.", rich_help_panel=_SE, show_default=False),
+]
+Squeeze = Annotated[str, typer.Option("--squeeze", help=_one_of(SQUEEZES), rich_help_panel=_SE)]
+Act = Annotated[str, typer.Option("--act", help="Activation, by timm's name.", rich_help_panel=_SE)]
+GateOption = Annotated[str, typer.Option("--gate", help=_one_of(GATES), rich_help_panel=_SE)]
+GateScale = Annotated[
+    float | None,
+    typer.Option("--gate-scale", help="Factor on the gate.", rich_help_panel=_SE, show_default="what init asks for"),
+]
+Attention = Annotated[
+    str, typer.Option("--attn", help=f"se, or {_one_of(LIGHT_ATTENTION)} of timm", rich_help_panel=_SE)
+]
+Origin = Annotated[
+    str | None,
+    typer.Option("--origin", help=f"Only SEs of one origin: {_one_of(ORIGINS)}", show_default=False),
+]

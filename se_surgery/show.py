@@ -1,0 +1,250 @@
+"""Show: plans, lists of SEs and what looking at a model tells, as tables for people to read.
+
+In: a `Plan`, an `Exam`, or SEs. Out: text without colours. Rows that differ in one number of their path are one row,
+`layer3.[0-35].se`; nothing is left out.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rich.box import Box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .find import SESite
+from .options import Options
+
+if TYPE_CHECKING:
+    from .exam import Exam
+    from .plan import Plan, Site
+
+# Columns apart by spaces, a rule under the header; ASCII, because a pipe may not take anything else.
+_BOX = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+_WIDTH = 120
+_HELD = re.compile(r"holds an SE already \(.*\)")
+_NUMBER = re.compile(r"(\d+)")
+_T = TypeVar("_T")
+
+
+def plan_text(plan: Plan) -> str:
+    """A plan: its sites, the SEs that are there, the units that get none and why, and what it adds."""
+    parts = [
+        f"{plan.model}, {count(plan.stages, 'stage')}: {_options(plan.options)}",
+        _section(f"{count(len(plan.sites), 'SE')} to put in", _sites(plan.sites)) if plan.sites else _no_sites(plan),
+        _existing(plan) if plan.existing else "",
+        _skipped(plan) if plan.skipped else "",
+        totals_text(plan),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def sites_text(sites: Sequence[SESite]) -> str:
+    """SEs that are in a model, as `find_se` lists them."""
+    if not sites:
+        return "no SE"
+    rows = []
+    for group in groups(sites, lambda s: (s.stage, s.channels, s.rd_channels, s.params, s.origin), lambda s: s.path):
+        first = group[0]
+        paths, width = compact([site.path for site in group]), shape(first.channels, first.rd_channels)
+        params = sum(site.params for site in group)
+        rows.append((first.stage, paths, len(group), width, f"{params:,}", first.origin))
+    return table([">stage", "SE", ">number", "channels -> hidden", ">parameters", "origin"], rows)
+
+
+def exam_text(exam: Exam) -> str:
+    """What a model is made of: its units by stage and kind, the placements it has, its SEs, and other joins."""
+    units = Counter((exam.stage_of(unit), unit.kind) for unit in exam.units.found)
+    rows = [(stage, kind, number) for (stage, kind), number in sorted(units.items())]
+    places = [(placement, number) for placement, number in exam.places.items()]
+    rejected: dict[str, list[str]] = {}
+    for reject in dict.fromkeys(exam.units.rejected):
+        rejected.setdefault(reject.reason, []).append(reject.path)
+    parts = [
+        _section(count(len(exam.units.found), "unit"), table([">stage", "kind", ">number"], rows)),
+        _section("Units with a place", table(["placement", ">number"], places)),
+        _section(count(len(exam.existing), "SE"), sites_text(exam.existing)) if exam.existing else "0 SEs",
+        _section("Joins that are no units", _reasons(rejected)) if rejected else "",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def totals_text(plan: Plan) -> str:
+    """The parameters before, added and after, by both ways to count, and the multiply-adds added."""
+    rows = []
+    for label, extra in (("parameters", 0), ("with running statistics", plan.buffers_before)):
+        before = plan.params_before + extra
+        share = f"{plan.params_added / before:+.2%}" if before else ""
+        rows.append((label, f"{before:,}", f"{plan.params_added:+,}", f"{before + plan.params_added:,}", share))
+    size = " x ".join(map(str, _image(plan)))
+    added = f"Multiply-adds added: {plan.macs_added:,} ({plan.macs_added / 1e6:.2f} M), for one image of {size}."
+    return table(["", ">before", ">added", ">after", ">"], rows) + "\n\n" + added
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table as text; a header that begins with `>` is that of a column of numbers."""
+    drawn = Table(
+        box=_BOX,
+        pad_edge=False,
+        header_style="",
+        highlight=False,
+        show_header=any(header.strip(">") for header in headers),
+    )
+    for header in headers:
+        right = header.startswith(">")
+        drawn.add_column(Text(header.removeprefix(">")), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(str(cell)) for cell in row))
+    width = shutil.get_terminal_size((_WIDTH, 24)).columns
+    console = Console(
+        file=io.StringIO(), width=max(width, 40), color_system=None, force_terminal=False, legacy_windows=False
+    )
+    with console.capture() as captured:
+        console.print(drawn)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
+
+
+def groups(items: Iterable[_T], key: Callable[[_T], Hashable], path: Callable[[_T], str]) -> list[list[_T]]:
+    """Runs of consecutive items of equal key whose paths differ in one number and the same one."""
+    found: list[list[_T]] = []
+    where: int | None = None
+    for item in items:
+        last = found[-1] if found else None
+        moved = _moved(path(last[-1]), path(item)) if last and key(last[-1]) == key(item) else None
+        if last and moved is not None and (len(last) == 1 or moved == where):
+            last.append(item)
+            where = moved
+        else:
+            found.append([item])
+    return found
+
+
+def compact(paths: Sequence[str]) -> str:
+    """The paths of one group as one.
+
+    Example:
+        >>> compact(["layer1.0.se", "layer1.1.se", "layer1.2.se"]), compact(["features.2", "features.5"])
+        ('layer1.[0-2].se', 'features.[2,5]')
+    """
+    if len(paths) == 1:
+        return paths[0] or "(the model itself)"
+    split = [_NUMBER.split(path) for path in paths]
+    position = _moved(paths[0], paths[1])
+    if position is None:
+        return ", ".join(paths)
+    numbers = [int(parts[position]) for parts in split]
+    return "".join([*split[0][:position], "[", _ranges(numbers), "]", *split[0][position + 1 :]])
+
+
+def shape(channels: int, hidden: int | None) -> str:
+    """Channels and hidden width of an SE."""
+    return f"{channels} -> {hidden}" if hidden is not None else str(channels)
+
+
+def _moved(first: str, second: str) -> int | None:
+    """Which part of a path (text, number, text, ...) is a number and larger in the second; None if more differs."""
+    a, b = _NUMBER.split(first), _NUMBER.split(second)
+    differ = [i for i, (one, other) in enumerate(zip(a, b, strict=False)) if one != other]
+    if len(a) != len(b) or len(differ) != 1 or differ[0] % 2 == 0:
+        return None
+    return differ[0] if int(b[differ[0]]) > int(a[differ[0]]) else None
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1].append(number)
+        else:
+            spans.append([number])
+    return ",".join(f"{span[0]}-{span[-1]}" if len(span) > 1 else str(span[0]) for span in spans)
+
+
+def _options(options: Options) -> str:
+    """Placement and r, and every other option that is not what it is by default."""
+    default = Options()
+    names = [f.name for f in fields(options)]
+    shown = ["placement", "r", *(n for n in names if getattr(options, n) != getattr(default, n))]
+    return ", ".join(f"{name}={_value(getattr(options, name))}" for name in dict.fromkeys(shown))
+
+
+def _value(value: Any) -> str:
+    return getattr(value, "__name__", str(value)) if callable(value) else str(value)
+
+
+def _sites(sites: Sequence[Site]) -> str:
+    rows = []
+    for group in groups(sites, lambda s: (s.stage, s.kind, s.spec, s.size, bool(s.replaces)), lambda s: s.path):
+        first = group[0]
+        size = " x ".join(map(str, first.size))
+        params = f"{sum(site.params for site in group):,}"
+        # Other kinds of attention make of the width what they like, some nothing.
+        width = shape(first.channels, first.rd_channels if first.spec.attn == "se" else None)
+        rows.append((first.stage, compact([s.path for s in group]), len(group), first.kind, size, width, params))
+    return table([">stage", "SE", ">number", "unit", ">map", "channels -> hidden", ">parameters"], rows)
+
+
+def _existing(plan: Plan) -> str:
+    gone = {path for site in plan.sites for path in site.replaces}
+    parts = [
+        _section(f"{count(len(those), 'SE')} there already, to be {fate}", sites_text(those))
+        for fate, those in (
+            ("replaced", [se for se in plan.existing if se.path in gone]),
+            ("left alone", [se for se in plan.existing if se.path not in gone]),
+        )
+        if those
+    ]
+    return "\n\n".join(parts)
+
+
+def _skipped(plan: Plan) -> str:
+    """Everything that gets no SE, by reason; what was asked for and cannot be done comes first."""
+    by_reason: dict[tuple[bool, str], list[str]] = {}
+    for skip in plan.skipped:
+        # Which SE a unit holds is in the table of those that are there.
+        reason = "holds an SE already" if _HELD.fullmatch(skip.reason) else skip.reason
+        by_reason.setdefault((skip.blocking, reason), []).append(skip.unit)
+    ordered = sorted(by_reason.items(), key=lambda item: not item[0][0])
+    told = {f"add_se refuses: {reason}" if blocking else reason: units for (blocking, reason), units in ordered}
+    return _section(f"{count(len(plan.skipped), 'candidate')} skipped", _reasons(told))
+
+
+def _reasons(units: Mapping[str, Sequence[str]]) -> str:
+    """The paths that go with every reason."""
+    rows = []
+    for reason, those in units.items():
+        rows.append((len(those), reason, ", ".join(compact(group) for group in groups(those, lambda _: None, str))))
+    return table([">number", "reason", "where"], rows)
+
+
+def _no_sites(plan: Plan) -> str:
+    places = ", ".join(f"{placement} {count}" for placement, count in plan.places.items() if count)
+    return f"No SE to put in. Units with a place: {places or 'none'}."
+
+
+def _image(plan: Plan) -> tuple[int, ...]:
+    """Shape of the first tensor the model was looked at with, without its batch axis."""
+    shapes = [tuple(arg.shape) for arg in plan.exam.seen.args if hasattr(arg, "shape")]
+    return shapes[0][1:] if shapes and math.prod(shapes[0]) else ()
+
+
+def _section(title: str, body: str) -> str:
+    return f"{title}\n{body}"
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things, in words.
+
+    Example:
+        >>> count(1, "stage"), count(4, "stage")
+        ('1 stage', '4 stages')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
