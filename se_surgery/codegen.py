@@ -281,9 +281,11 @@ def _refuse_folding(name: str) -> Callable[..., None]:
 
 def _reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
     """Pickle (and copy) a block as its base class and code: the subclass cannot be found by its name."""
-    cls = type(self)
-    reduced = super(cls, self).__reduce_ex__(protocol)
-    return (revive, (cls.__mro__[1], getattr(cls, CODE)), *reduced[2:])
+    generated = next(cls for cls in type(self).__mro__ if CODE in cls.__dict__)
+    reduced: Any = super(generated, self).__reduce_ex__(protocol)  # type: ignore[arg-type]
+    if generated is not type(self):
+        return reduced  # type: ignore[no-any-return]
+    return (revive, (generated.__mro__[1], getattr(generated, CODE)), *reduced[2:])
 
 
 def revive(base: type[nn.Module], code: Code) -> nn.Module:

@@ -13,7 +13,18 @@ from torch import nn
 
 from .anatomy import Anatomy
 from .codegen import Code, Insertion, join, method_code, outer_code, subclass
-from .records import IMPLANTS, OPERATIONS, REPLACED, Edge, Implant, implants, original_class, original_state
+from .errors import PatientError
+from .records import (
+    IMPLANTS,
+    OPERATIONS,
+    REPLACED,
+    Edge,
+    Implant,
+    generated_class,
+    implants,
+    original_class,
+    original_state,
+)
 from .trace import shallow_view
 
 _RECOMPUTING = frozenset({"memory_efficient", "grad_checkpointing", "use_checkpoint", "with_cp"})
@@ -99,6 +110,11 @@ def rewrite(journal: Journal, anatomy: Anatomy, path: str) -> None:
     """Give a block the class that its implants need: a generated one, or its own where there is nothing to call."""
     block = journal.open(anatomy.look.modules[path])
     base = original_class(block)
+    if type(block) not in (base, generated_class(block)):
+        raise PatientError(
+            f"{path!r} was given the class {type(block).__name__} after surgery (by a parametrization, for instance). "
+            f"Take that off first."
+        )
     calls = [(implant.name, edge) for implant in implants(block) for edge in implant.edges]
     block.__class__ = subclass(base, _code(anatomy, block, path, calls)) if calls else base
 

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from .anatomy import Anatomy, is_under
 from .errors import PatientError
@@ -129,9 +130,13 @@ def refuse_unfit(model: Any) -> None:
                 f"{path or 'the model'!r} is wrapped or compiled by {wrapper}, which has fixed its forward already. "
                 f"Operate on the bare model first, then wrap it."
             )
-    places = {tensor.is_meta for tensor in (*model.parameters(), *model.buffers())}
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    lazy = next((name for name, tensor in tensors if is_lazy(tensor)), None)
+    if lazy is not None:
+        raise PatientError(f"{lazy!r} of the model is lazy and has no shape yet. Run it on one batch, then operate.")
+    places = {tensor.is_meta for _, tensor in tensors}
     if len(places) == 2:
-        lost = next(name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta)
+        lost = next(name for name, tensor in tensors if tensor.is_meta)
         raise PatientError(
             f"Some tensors are on the meta device and some are not ({lost!r} is). "
             f"Load all weights first, or keep the whole model on meta."

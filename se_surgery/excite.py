@@ -223,10 +223,17 @@ def parameter_count(spec: SESpec) -> int:
     """
     if spec.attn == "se":
         first, second = spec.bias
-        act = sum(p.numel() for p in create_act_layer(spec.act).parameters())
-        return 2 * spec.channels * spec.rd_channels + first * spec.rd_channels + second * spec.channels + act + spec.mix
+        act = int(sum(p.numel() for p in create_act_layer(spec.act).parameters()))
+        return (
+            2 * spec.channels * spec.rd_channels
+            + first * spec.rd_channels
+            + second * spec.channels
+            + act
+            + int(spec.mix)
+        )
     with torch.device("meta"):
-        return sum(p.numel() for p in attention(spec.attn, spec.channels, spec.rd_channels).parameters()) + spec.mix
+        module = attention(spec.attn, spec.channels, spec.rd_channels)
+    return sum(p.numel() for p in module.parameters()) + int(spec.mix)
 
 
 def multiply_adds(spec: SESpec, size: tuple[int, ...]) -> int:
@@ -244,4 +251,5 @@ def multiply_adds(spec: SESpec, size: tuple[int, ...]) -> int:
         module, image = attention(spec.attn, spec.channels, spec.rd_channels), torch.empty(1, spec.channels, *size)
         with counter:
             module.eval()(image)
-    return int(counter.get_total_flops() // 2) + scale
+    flops = int(counter.get_total_flops())
+    return flops // 2 + scale

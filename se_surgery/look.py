@@ -13,6 +13,7 @@ import bisect
 import contextlib
 import functools
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,16 +22,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from .errors import PatientError, ProbeError
+from .errors import ProbeError
 
 _log = logging.getLogger("se_surgery")
 
 # Square sizes that are tried, in this order, for a model that does not say what it takes.
 PROBE_SIZES = (224, 32, 28, 64, 96, 128, 160, 256, 299, 331, 384, 448, 512)
 PROBE_BATCH = 2
+_LARGEST = 2**28
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Event:
         groups: Groups of a convolution.
         channels: Input channels of a convolution.
         macs: Multiply-adds an image of a convolution or linear layer.
+        alone: Whether a convolution was given a map of one position.
     """
 
     clock: int
@@ -56,6 +60,7 @@ class Event:
     groups: int = 1
     channels: int = 0
     macs: int = 0
+    alone: bool = False
 
     @property
     def spatial(self) -> bool:
@@ -211,6 +216,7 @@ class _Recorder(TorchFunctionMode):
             channels = given.shape[1 - len(weight.shape)] if given.dim() < weight.dim() else given.shape[1]
             groups = channels // weight.shape[1]
             extra = {"kernel": tuple(weight.shape[2:]), "groups": groups, "channels": channels}
+            extra["alone"] = given.dim() in (4, 5) and not is_map(given.shape)
         if kind in ("conv", "linear"):
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             extra["macs"] = result[0].numel() * weight[0].numel()
@@ -269,11 +275,15 @@ def _to_meta(value: Any) -> Any:
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _HOOK_FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
 
+# Those that register_module_forward_hook and its like keep for all modules of the process.
+_GLOBAL_HOOKS = (module_hooks._global_forward_hooks, module_hooks._global_forward_pre_hooks)
+
 
 @contextlib.contextmanager
 def _on_the_table(modules: dict[str, nn.Module], recorder: _Recorder) -> Iterator[None]:
     """Hold the modules in evaluation mode, on the meta device and under the recorder's hooks only; then undo it all."""
     saved = [(module, dict(module.__dict__)) for module in modules.values()]
+    for_all = [(hooks, dict(hooks)) for hooks in _GLOBAL_HOOKS]
     # Parameters shared between modules stay shared.
     seen: dict[int, Tensor] = {}
 
@@ -285,6 +295,8 @@ def _on_the_table(modules: dict[str, nn.Module], recorder: _Recorder) -> Iterato
         return seen[id(tensor)]
 
     try:
+        for hooks, _ in for_all:
+            hooks.clear()
         for path, module in modules.items():
             state = module.__dict__
             state["training"] = False
@@ -303,6 +315,8 @@ def _on_the_table(modules: dict[str, nn.Module], recorder: _Recorder) -> Iterato
         for module, state in saved:
             module.__dict__.clear()
             module.__dict__.update(state)
+        for hooks, registered in for_all:
+            hooks.update(registered)
 
 
 def look(model: nn.Module, example_input: Any = None) -> Look:
@@ -322,13 +336,27 @@ def look(model: nn.Module, example_input: Any = None) -> Look:
             if real and any(p.is_meta for p in model.parameters()):
                 continue
             try:
-                return _record(model, modules, args, real)
+                return _enlarged(_record(model, modules, args, real))
             except Exception as error:  # whatever the model's own code raises: the input does not fit it
                 failures.append((_describe(args), error))
                 if _is_shape_mismatch(error):
                     break
                 _log.debug("probing with %s failed: %r", _describe(args), error)
     raise ProbeError(_probe_message(model, failures, example_input)) from failures[0][1]
+
+
+def _enlarged(seen: Look) -> Look:
+    """The look, or one at a larger image where on this one maps shrink to a single position before the network ends."""
+    enlarged = seen
+    while any(event.alone and event.wide for event in enlarged.events) and max(enlarged.size) < PROBE_SIZES[-1]:
+        height, width = enlarged.size
+        args = pytree.tree_map_only(Tensor, functools.partial(_resized, (2 * height, 2 * width)), enlarged.args)
+        try:
+            enlarged = _record(seen.model, seen.modules, args, real=False)
+        except Exception as error:  # whatever the model's own code raises: it takes this size alone
+            _log.debug("looking at a larger image failed: %r", error)
+            return seen
+    return enlarged
 
 
 def look_again(seen: Look) -> Look | None:
@@ -346,7 +374,7 @@ def look_again(seen: Look) -> Look | None:
 def _resized(size: tuple[int, int], tensor: Tensor) -> Tensor:
     if tensor.dim() not in (4, 5):
         return tensor
-    return torch.empty((*tensor.shape[:-2], *size), dtype=tensor.dtype, device="meta")
+    return torch.zeros((*tensor.shape[:-2], *size), dtype=tensor.dtype, device=tensor.device)
 
 
 def _record(model: nn.Module, modules: dict[str, nn.Module], args: tuple[Any, ...], real: bool) -> Look:
@@ -391,10 +419,6 @@ def probes(model: nn.Module, example_input: Any = None) -> Iterator[tuple[Any, .
     """
     first = next((m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
     weight = first.weight if first is not None else next(model.parameters(), torch.empty(0))
-    if torch.nn.parameter.is_lazy(weight):
-        raise PatientError(
-            f"{type(model).__name__} has lazy parameters that have no shape yet. Run it on one batch, then operate."
-        )
 
     def images(*shape: int) -> tuple[Tensor]:
         return (torch.zeros(PROBE_BATCH, *shape, device=weight.device, dtype=weight.dtype),)
@@ -402,6 +426,11 @@ def probes(model: nn.Module, example_input: Any = None) -> Iterator[tuple[Any, .
     if isinstance(example_input, Tensor):
         yield (example_input,)
     elif isinstance(example_input, (tuple, list)) and example_input and all(type(n) is int for n in example_input):
+        if min(example_input) < 0 or math.prod(example_input) > _LARGEST:
+            raise ProbeError(
+                f"example_input is {example_input!r}, which no image is. "
+                f"Give the size (C, H, W) of one that fits into memory."
+            )
         yield images(*example_input)
     elif isinstance(example_input, tuple) and example_input:
         yield example_input

@@ -6,6 +6,7 @@ In: the keyword arguments of `add_se` and `plan_se`. Out: a frozen `Options`, pl
 from __future__ import annotations
 
 import fnmatch
+import keyword
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -151,7 +152,7 @@ def check_stages(stages: Any) -> tuple[int, ...] | None:
 
 def _stage(stage: Any) -> int:
     if isinstance(stage, bool) or not isinstance(stage, int) or stage == 0:
-        raise StageError(f"{stage!r} is not a stage. Stages count from 1, and -1 is the last.")
+        raise StageError(f"{stage!r} is not a stage. Stages count from 1. Take -1 for the last.")
     return stage
 
 
@@ -216,6 +217,7 @@ def _factor(scale: Any) -> float | None:
 
 
 def _name(name: Any) -> str:
-    if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
+    unusable = not isinstance(name, str) or not name.isidentifier() or name.startswith("_")
+    if unusable or keyword.iskeyword(name) or name == "self":
         raise OptionError(f"name={name!r} cannot name a child module. Give a plain identifier such as 'se'.")
-    return name
+    return str(name)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from .anatomy import Block, is_under
-from .errors import NothingToDoError, PlacementError, SurgeryError
+from .errors import NothingToDoError, PatientError, PlacementError, SurgeryError
 from .exam import Exam
 from .excite import SESpec, hidden_channels
 from .find import SESite
@@ -197,7 +197,7 @@ class _Planner:
         where = self.options.where
         stage = self.exam.stages.of(self.exam.seen.calls[path][-1].end)
         by_stage = (self.stages is None or stage in self.stages) and stage in self.ratios
-        return by_stage and (callable(where) or matches(where, SimpleNamespace(path=path, unit=path)))
+        return by_stage and matches(where, SimpleNamespace(path=path, unit=path, stage=stage))
 
     def _blocked(self, unit: Unit, site: Site) -> str | None:
         """Why a site that was asked for cannot be done, or None."""
@@ -246,11 +246,19 @@ def _shared_modules(model: nn.Module) -> dict[str, tuple[str, ...]]:
 def unplaced_reason(plan: Plan) -> SurgeryError:
     """The error for a plan without sites: the placement the model lacks, or what left nothing to do."""
     options = plan.options
+    if not plan.exam.units.found and plan.exam.units.closed:
+        path = plan.exam.units.closed[0]
+        why = next(skip.reason for skip in plan.skipped if skip.unit == path)
+        return PatientError(
+            f"{path or 'the root'!r} of {plan.model} cannot be operated on: {why}. "
+            f"Give it a forward that does not depend on its inputs' values, or operate on a submodule."
+        )
     if not plan.exam.units.found:
-        why = plan.skipped[0].reason if plan.skipped else "it has no convolution followed by an activation"
+        first = plan.skipped[0] if plan.skipped else None
+        why = f"{first.unit or 'its root'}: {first.reason}" if first else "no convolution is followed by an activation"
         return PlacementError(
-            f"{plan.model} has no convolutional unit ({why}). SE recalibrates the channels of a CNN; "
-            f"for a transformer there is nothing to operate on."
+            f"{plan.model} has no convolutional unit ({why}). "
+            f"Give a CNN: SE recalibrates its channels, and in a transformer there is nothing to operate on."
         )
     if not plan.places[options.placement]:
         has = ", ".join(placement for placement, count in plan.places.items() if count)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .errors import NothingToDoError, PatientError, ProbeError, VerifyError
-from .exam import Exam
+from .exam import Exam, refuse_unfit
 from .find import SESite
 from .graft import copied
 from .records import implants
@@ -76,6 +76,7 @@ def verify(model: nn.Module, example_input: Any = None) -> Report:
     Example:
         >>> print(verify(add_se(timm.create_model("resnet18"))))
     """
+    refuse_unfit(model)
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise PatientError("The model is on the meta device and cannot be run. Load its weights, then verify.")
     exam = Exam(model, example_input)

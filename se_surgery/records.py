@@ -97,10 +97,15 @@ def is_implant(parent: nn.Module | None, name: str) -> bool:
     return parent is not None and any(implant.name == name for implant in implants(parent))
 
 
+def generated_class(block: nn.Module) -> type[nn.Module] | None:
+    """The class that surgery gave a block; it may have been given another one on top of it since."""
+    return next((cls for cls in type(block).__mro__ if CODE in cls.__dict__), None)
+
+
 def original_class(block: nn.Module) -> type[nn.Module]:
     """The block's class before surgery."""
-    cls = type(block)
-    return cls.__mro__[1] if CODE in cls.__dict__ else cls
+    generated = generated_class(block)
+    return type(block) if generated is None else generated.__mro__[1]
 
 
 def original_state(block: nn.Module) -> dict[str, Any]:

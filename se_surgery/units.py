@@ -25,11 +25,19 @@ from .records import original_class
 
 @dataclass
 class Units:
-    """What `recognise` found: the units in order of execution, the rejected candidates, and chains yet to aggregate."""
+    """What `recognise` found.
+
+    Attributes:
+        found: The units in order of execution.
+        rejected: The candidates that are none.
+        chains: Modules that return a concatenated chain, which the module around them may aggregate.
+        closed: Modules that join feature maps and cannot be traced.
+    """
 
     found: list[Unit] = field(default_factory=list)
     rejected: list[Reject] = field(default_factory=list)
     chains: list[str] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
 
 
 def recognise(anatomy: Anatomy) -> Units:
@@ -39,6 +47,7 @@ def recognise(anatomy: Anatomy) -> Units:
         try:
             block = anatomy.block(path)
         except TraceError as error:
+            units.closed.append(path)
             units.rejected.append(Reject(path, str(error), isinstance(error, InstanceForwardError)))
             continue
         found, rejected = joins_of(block)
@@ -49,7 +58,8 @@ def recognise(anatomy: Anatomy) -> Units:
     units.found = _resolve_nesting(units)
     _same_class(anatomy, units)
     _separable(anatomy, units)
-    if not units.found:
+    # A network whose blocks cannot be looked into is not a plain one.
+    if not units.found and not units.closed:
         _plain(anatomy, units)
     units.found.sort(key=lambda unit: (unit.end, unit.start, unit.number))
     return units
