@@ -18,7 +18,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from .errors import InstanceForwardError, TraceError
-from .look import Call, Event, Look, is_map, kind_of, look_again
+from .events import Call, Event, is_map, kind_of
+from .look import Look, look_again
 from .records import IMPLANTS, OPERATIONS, REPLACED, Edge, original_class, original_state
 from .trace import Trace, replay, shallow_view, trace
 

@@ -9,8 +9,8 @@ from torch import fx, nn
 
 from .anatomy import Anatomy, Block, is_under, parents
 from .errors import TraceError
+from .events import Event
 from .joins import Unit
-from .look import Event
 
 
 def after_convolution(anatomy: Anatomy, event: Event, unit: Unit | None = None) -> tuple[Block, fx.Node]:

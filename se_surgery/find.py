@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from .anatomy import channel_axis
-from .look import Call, Look, is_map
+from .events import Call, is_map
+from .look import Look
 from .records import Implant, implants, is_implant
 from .stages import Stages
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from torch import fx
 
 from .anatomy import Block, no_activation_after_convolution
-from .look import Event
+from .events import Event
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import bisect
 
 from torch import nn
 
-from .look import Event, Look
+from .events import Event
+from .look import Look
 
 
 class Stages:

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from .errors import TraceError
-from .look import Call
+from .events import Call
 
 # A step into an argument: an index of a list or tuple, or the key of a dict.
 Step = Any

@@ -18,8 +18,8 @@ from torch import nn
 from .anatomy import Anatomy, Block, is_under, parents
 from .behind import after_convolution
 from .errors import InstanceForwardError, TraceError
+from .events import Event
 from .joins import Join, Reject, Unit, aggregation, chains_of, join_at, joined, joins_of, placeholders
-from .look import Event
 from .records import original_class
 
 

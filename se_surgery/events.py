@@ -1,0 +1,139 @@
+"""Events: what of a forward is worth noting, and how torch's functions are told apart.
+
+In: a torch function and its arguments. Out: the kind of event it is (a convolution, a gate, ...), or none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Event:
+    """One operation of interest.
+
+    Attributes:
+        clock: Position in the order of execution; calls of modules are on the same clock.
+        kind: `conv`, `norm`, `act`, `pool`, `add`, `cat`, `gate`, `linear` or `squeeze` (a reduction).
+        path: The module whose own forward ran the operation.
+        shape: Shape of the result.
+        kernel: Spatial kernel size of a convolution.
+        groups: Groups of a convolution.
+        channels: Input channels of a convolution.
+        macs: Multiply-adds an image of a convolution or linear layer.
+        alone: Whether a convolution was given a map of one position.
+    """
+
+    clock: int
+    kind: str
+    path: str
+    shape: tuple[int, ...]
+    kernel: tuple[int, ...] = ()
+    groups: int = 1
+    channels: int = 0
+    macs: int = 0
+    alone: bool = False
+
+    @property
+    def spatial(self) -> bool:
+        """Whether the result is a feature map of more than one position."""
+        return is_map(self.shape)
+
+    @property
+    def transforms(self) -> bool:
+        """Whether this changes what a map shows: not a gate on it, and not a reduction of it."""
+        return self.kind not in ("gate", "squeeze")
+
+    @property
+    def wide(self) -> bool:
+        """Whether this is a convolution that looks at more than one position (k > 1)."""
+        return any(size > 1 for size in self.kernel)
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether this is a convolution with one filter a channel."""
+        return self.groups > 1 and self.groups == self.channels
+
+
+@dataclass
+class Call:
+    """One call of a module: `path` ran from `start` to `end` on the events' clock, with meta copies of its tensors."""
+
+    path: str
+    start: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    end: int = -1
+    output: Any = None
+    parent: Call | None = None
+    children: list[Call] = field(default_factory=list)
+
+
+def is_map(shape: tuple[int, ...] | torch.Size) -> bool:
+    """Whether a shape is that of a batch of feature maps with more than one position: (B, C, H, W) or (B, C, T, H, W).
+
+    Example:
+        >>> is_map((2, 64, 7, 7)), is_map((2, 64, 1, 1)), is_map((2, 49, 64))
+        (True, False, False)
+    """
+    return len(shape) in (4, 5) and sum(size > 1 for size in shape[1:]) > 1
+
+
+def _functions(*names: str) -> frozenset[Callable[..., Any]]:
+    """The callables of `names` in torch, torch.nn.functional and Tensor, with their in-place and dunder forms."""
+    spaces = (torch, F, Tensor, torch.ops.aten)
+    forms = [form for name in names for form in (name, name + "_", f"__{name}__", f"__i{name}__", f"__r{name}__")]
+    found = [getattr(space, form, None) for space in spaces[:3] for form in forms]
+    return frozenset(function for function in found if function is not None)
+
+
+_ACTIVATIONS = _functions(
+    *"celu elu gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish prelu relu relu6".split(),
+    *"rrelu selu sigmoid silu softplus softshrink softsign tanh threshold".split(),
+)
+# Thresholded linear units are the maximum of the map and a parameter.
+MAXIMA = _functions("maximum", "max")
+_REDUCTIONS = _functions(
+    *"mean sum amax logsumexp adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split(),
+    *"adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d".split(),
+)
+KINDS: dict[Callable[..., Any], str] = {
+    **dict.fromkeys(_functions("conv1d", "conv2d", "conv3d"), "conv"),
+    **dict.fromkeys(_functions("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), "conv"),
+    **dict.fromkeys(_functions("batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"), "norm"),
+    **dict.fromkeys(_ACTIVATIONS | MAXIMA, "act"),
+    **dict.fromkeys(_functions("max_pool2d", "max_pool3d", "avg_pool2d", "avg_pool3d"), "pool"),
+    **dict.fromkeys(_functions("add"), "add"),
+    **dict.fromkeys(_functions("cat", "concat", "concatenate"), "cat"),
+    **dict.fromkeys(_functions("mul", "multiply"), "gate"),
+    **dict.fromkeys(_functions("linear"), "linear"),
+    **dict.fromkeys(_REDUCTIONS, "squeeze"),
+}
+# These return a tensor of their first argument's shape, strides and dtype: on the meta device that argument will do.
+SHAPELESS = _ACTIVATIONS - _functions("glu") | _functions("batch_norm")
+
+
+def kind_of(function: Any) -> str | None:
+    """The kind of event a torch function makes, or None."""
+    return KINDS.get(function) if callable(function) else None
+
+
+def is_gate(args: tuple[Any, ...], result: Tensor) -> bool:
+    """Whether a product scales the channels of a map by one number each, broadcast or expanded."""
+    if len(args) < 2 or not isinstance(args[0], Tensor) or not isinstance(args[1], Tensor) or not is_map(result.shape):
+        return False
+    pair = [args[0], args[1]]
+    return sum(_is_per_channel(operand) for operand in pair) == 1 and all(
+        operand.dim() == result.dim() and operand.shape[0] == result.shape[0] for operand in pair
+    )
+
+
+def _is_per_channel(tensor: Tensor) -> bool:
+    held = [size for size, stride in zip(tensor.shape[1:], tensor.stride()[1:], strict=True) if size > 1 and stride]
+    return len(held) <= 1
