@@ -115,6 +115,10 @@ def graft(model: nn.Module, plan: Plan) -> nn.Module:
     Raises:
         SurgeryError: The plan has no sites, or a blocked one; the model is as before.
     """
+    if torch.is_inference_mode_enabled():
+        raise PatientError(
+            "Parameters made in inference mode cannot be trained. Leave torch.inference_mode, then operate."
+        )
     blocked = [skip for skip in plan.skipped if skip.blocking]
     if blocked:
         raise PatientError(

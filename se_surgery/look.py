@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import copy
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from .events import KINDS, MAXIMA, SHAPELESS, Call, Event, is_gate, is_map
-from .probes import check_batch, describe, is_about_shapes, probes, refused, resized
+from .probes import BatchMixedError, check_batch, describe, is_about_shapes, probes, refused, resized
 
 _log = logging.getLogger("se_surgery")
 # A side of an image on which no network that is made for images comes down to one position.
@@ -145,6 +146,8 @@ def _to_meta(value: Any) -> Any:
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _HOOK_FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
 
+_OWN = frozenset(nn.Module().__dict__)
+_CONTAINERS = (list, dict, set)
 # Those that register_module_forward_hook and its like keep for all modules of the process.
 _GLOBAL_HOOKS = (module_hooks._global_forward_hooks, module_hooks._global_forward_pre_hooks)
 
@@ -170,6 +173,8 @@ def _on_the_table(modules: dict[str, nn.Module], recorder: _Recorder) -> Iterato
         for path, module in modules.items():
             state = module.__dict__
             state["training"] = False
+            # What a forward appends to or sets in a container of its own goes with the copy.
+            state.update({k: copy.copy(v) for k, v in state.items() if k not in _OWN and isinstance(v, _CONTAINERS)})
             state.update({name: OrderedDict() for name in (*_HOOKS, *_HOOK_FLAGS) if name in state})
             state["_forward_pre_hooks"] = OrderedDict({0: recorder.enter(path)})
             state["_forward_pre_hooks_with_kwargs"] = OrderedDict({0: True})
@@ -208,11 +213,22 @@ def look(model: nn.Module, example_input: Any = None) -> Look:
             try:
                 return _enlarged(_record(model, modules, args, real))
             except Exception as error:  # whatever the model's own code raises: the input does not fit it
+                if _is_our_own(error):
+                    raise
                 failures.append((describe(args), error))
                 if is_about_shapes(error):
                     break
                 _log.debug("probing with %s failed: %r", describe(args), error)
     raise refused(model, failures, example_input) from failures[0][1]
+
+
+def _is_our_own(error: Exception) -> bool:
+    """Whether an error was raised by this package itself, so that no other input would help."""
+    trail = error.__traceback__
+    while trail is not None and trail.tb_next is not None:
+        trail = trail.tb_next
+    raised_here = trail is not None and trail.tb_frame.f_globals.get("__package__") == __package__
+    return raised_here and not isinstance(error, BatchMixedError)
 
 
 def _enlarged(seen: Look) -> Look:

@@ -76,7 +76,8 @@ def plan_se(
         >>> len(plan.sites), plan.params_added
         (16, 2514944)
     """
-    return make_plan(Exam(model, example_input), check_options(**option_arguments(locals())))
+    options = check_options(**option_arguments(locals()))
+    return make_plan(Exam(model, example_input), options)
 
 
 def make_plan(exam: Exam, options: Options) -> Plan:
@@ -106,7 +107,9 @@ class _Planner:
     def plan(self) -> Plan:
         for index, unit in enumerate(self.exam.units.found):
             self._consider(unit, self.exam.held[index])
-        for reject in dict.fromkeys(self.exam.units.rejected):
+        # A dense layer begins by joining what the layers before it made: that is its input.
+        layers = {unit.path for unit in self.exam.units.found if unit.kind == "dense"}
+        for reject in (r for r in dict.fromkeys(self.exam.units.rejected) if r.path not in layers):
             self.skipped.append(Skipped(reject.path, reject.reason, reject.blocking and self._asked_for(reject.path)))
         model = self.exam.seen.model
         config = getattr(model, "pretrained_cfg", None)

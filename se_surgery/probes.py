@@ -70,7 +70,8 @@ def describe(args: tuple[Any, ...]) -> str:
 
 def refused(model: nn.Module, failures: list[tuple[str, Exception]], example_input: Any) -> ProbeError:
     """The error for a model that ran on none of the inputs that were tried."""
-    tried = dict.fromkeys(description for description, _ in failures)
+    tried = list(dict.fromkeys(description for description, _ in failures))
+    shown = "; ".join(tried[:3]) + (f" and {len(tried) - 3} other inputs" if len(tried) > 3 else "")
     error = failures[0][1]
     text = (str(error).splitlines() or ["no message"])[0][:300]
     remedy = (
@@ -78,7 +79,7 @@ def refused(model: nn.Module, failures: list[tuple[str, Exception]], example_inp
         if example_input is None
         else "Give an example_input that the model's forward takes."
     )
-    what = f"{type(model).__name__} does not run on {'; '.join(tried)} ({type(error).__name__}: {text})"
+    what = f"{type(model).__name__} does not run on {shown} ({type(error).__name__}: {text})"
     return ProbeError(f"{what}. {remedy}")
 
 

@@ -227,7 +227,12 @@ def _reasons(units: Mapping[str, Sequence[str]]) -> str:
 
 def _no_sites(plan: Plan) -> str:
     places = ", ".join(f"{placement} {count}" for placement, count in plan.places.items() if count)
-    return f"No SE to put in. Units with a place: {places or 'none'}."
+    held = (
+        " existing='replace' or 'stack' operates on units that hold one."
+        if any(_HELD.match(skip.reason) for skip in plan.skipped)
+        else ""
+    )
+    return f"No SE to put in. Units with a place: {places or 'none'}.{held}"
 
 
 def _image(plan: Plan) -> tuple[int, ...]:

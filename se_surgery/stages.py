@@ -10,10 +10,12 @@ blocks are the stages. Without `feature_info` a stage ends where the resolution 
 from __future__ import annotations
 
 import bisect
+import math
 
 from torch import nn
 
-from .events import Event
+from .anatomy import channel_axis
+from .events import Call, Event
 from .look import Look
 
 
@@ -82,20 +84,31 @@ def _resolution_marks(seen: Look) -> list[int]:
     marks: list[int] = []
     last: Event | None = None
     for event in (event for event in seen.events if event.spatial and event.transforms):
-        if last is not None and _side(event) < _side(last):
+        if last is not None and _area(seen, event) < _area(seen, last):
             marks.append(_closed(seen, last))
-        if last is None or _side(event) <= _side(last):
+        if last is None or _area(seen, event) <= _area(seen, last):
             last = event
     return [*marks, seen.calls[""][0].end]
 
 
-def _side(event: Event) -> int:
-    """Side of a map, channels first or last."""
-    return max(event.shape[-2:]) if event.shape[-1] == event.shape[-2] else max(event.shape[1:3])
+def _area(seen: Look, event: Event) -> int:
+    """Number of positions of a map, channels first or last."""
+    axis = channel_axis(event.shape, seen.size or (1, 1))
+    return math.prod(event.shape[1:-1] if axis == -1 else event.shape[2:])
 
 
 def _closed(seen: Look, last: Event) -> int:
-    """When what ran a resolution's last operation ended; the operation itself, where that went on at a lower one."""
-    call = next(c for c in seen.calls[last.path] if c.start < last.clock < c.end)
-    later = [e for e in seen.during(call) if e.clock > last.clock and e.spatial and e.transforms]
-    return last.clock if not last.path or any(_side(e) < _side(last) for e in later) else call.end
+    """When a resolution was left for good: at the end of the outermost call that did nothing at a lower one after.
+
+    That is the last operation itself, where the module that ran it went on at a lower resolution.
+    """
+    end = last.clock
+    call: Call | None = next(c for c in seen.calls[last.path] if c.start < last.clock < c.end)
+    while call is not None and not _falls(seen, call, last):
+        end, call = call.end, call.parent
+    return end
+
+
+def _falls(seen: Look, call: Call, last: Event) -> bool:
+    later = (e for e in seen.during(call) if e.clock > last.clock and e.spatial and e.transforms)
+    return any(_area(seen, event) < _area(seen, last) for event in later)

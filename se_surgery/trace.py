@@ -10,8 +10,10 @@ forward runs; a parameter is never frozen into the graph; nothing is eliminated 
 
 from __future__ import annotations
 
+import copy
 import inspect
 import operator
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -133,10 +135,29 @@ class _Tracer(fx.Tracer):
 
 
 def shallow_view(block: nn.Module, cls: type, state: dict[str, Any]) -> nn.Module:
-    """A module of class `cls` over `state`: the block as it was before surgery, without touching the block."""
+    """A module of class `cls` over `state`: the block as it was before surgery, without touching the block.
+
+    Parameters, buffers and children are the block's own; the containers that hold them, and any other list, dict or
+    set, are copies, so that a forward that writes to `self` writes to the view.
+    """
     view: nn.Module = object.__new__(cls)
-    view.__dict__.update(state)
+    view.__dict__.update({name: copy.copy(v) if _is_container(v) else v for name, v in state.items()})
     return view
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, (list, dict, set))
+
+
+def _contents(view: nn.Module) -> dict[str, Any]:
+    """What a view's attributes are, to see later whether a forward has written to one."""
+
+    def held(value: Any) -> Any:
+        if isinstance(value, dict):
+            return [(key, id(item)) for key, item in value.items()]
+        return [id(item) for item in value] if _is_container(value) else None
+
+    return {name: (id(value) if held(value) is None else 0, held(value)) for name, value in view.__dict__.items()}
 
 
 def trace(block: nn.Module, call: Call, *, method: str = "forward", training: bool = False) -> Trace:
@@ -157,12 +178,22 @@ def trace(block: nn.Module, call: Call, *, method: str = "forward", training: bo
     signature = signature.replace(parameters=list(signature.parameters.values())[1:])
     bound = signature.bind(*call.args, **call.kwargs)
     tracer = _Tracer(method, bound)
+    before, drawn = _contents(view), (torch.get_rng_state(), random.getstate())
     try:
         graph = tracer.trace(view)
     except TraceError:
         raise
     except Exception as error:  # whatever the block's own code raises on a proxy
         raise TraceError(f"its forward cannot be traced ({type(error).__name__}: {_first_line(error)})") from error
+    finally:
+        after, now = _contents(view), (torch.get_rng_state(), random.getstate())
+        torch.set_rng_state(drawn[0])
+        random.setstate(drawn[1])
+    written = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    if written:
+        raise TraceError(f"its forward writes to self.{written[0]}, which a graph of it cannot do")
+    if not torch.equal(drawn[0], now[0]) or drawn[1] != now[1]:
+        raise TraceError("its forward draws random numbers of its own, which a graph of it would draw only once")
     return Trace(method, graph, signature, tuple(tracer.arguments), tuple(tracer.lengths))
 
 
@@ -194,7 +225,7 @@ def replay(traced: Trace, block: nn.Module, call: Call, children: dict[str, Call
         return args[0]
 
     with torch.no_grad():
-        for node in traced.graph.nodes:
+        for node in list(traced.graph.nodes):
             try:
                 values[node.name] = run(node)
             except Exception:  # a value that is not known makes those computed from it unknown, and no more

@@ -944,6 +944,26 @@ def test_users_hooks_do_not_run_while_looking_and_remain(case):
     assert Counter(ran) == expected
 
 
+class Drawing(toys.Trunk):
+    """Draws random numbers in evaluation too."""
+
+    def __init__(self) -> None:
+        super().__init__(toys.HoldsSE(8, toys.SequenceSE(8)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 + float(torch.rand(())))
+
+
+@pytest.mark.parametrize("look", [plan_se, find_se], ids=lambda look: look.__name__)
+def test_looking_leaves_the_random_numbers_that_a_forward_draws(look):
+    model = Drawing()
+    before = state(model)
+    assert look(model)
+    assert changes(before, state(model)) == []
+    model(torch.zeros(2, 3, 32, 32))
+    assert changes(before, state(model))
+
+
 @pytest.mark.parametrize("kind", ["register_module_forward_hook", "register_module_forward_pre_hook"])
 def test_global_hooks_do_not_run_while_planning(kind, narrow):
     ran = []

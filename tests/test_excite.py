@@ -336,10 +336,11 @@ SIGNS = {
 
 @pytest.mark.parametrize("squeeze", ["avg", "max"])
 @pytest.mark.parametrize("sign", SIGNS)
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize("width", [2, 3])
-def test_narrow_ses_second_layer_learns_at_once_for_any_input(width, sign, squeeze):
+def test_narrow_ses_second_layer_learns_at_once_for_any_input(width, bias, sign, squeeze):
     """One image, twenty seeds: with plain random rows some of these SEs had all hidden units closed."""
-    spec = SESpec(16, width, gate_scale=2.0, squeeze=squeeze)
+    spec = SESpec(16, width, bias=(bias, bias), gate_scale=2.0, squeeze=squeeze)
     for seed in range(20):
         torch.manual_seed(seed)
         se = SqueezeExcite(spec, init="identity")

@@ -321,6 +321,13 @@ def test_a_wrapped_se_is_listed_once():
     assert site.path.startswith("blocks.0.attention")
 
 
+def test_two_ses_in_a_row_are_listed_one_by_one():
+    model = toys.Trunk(toys.HoldsSE(8, nn.Sequential(toys.SequenceSE(8), toys.ExcitationSE(8))))
+    sites = find_se(model, (3, 32, 32))
+    assert [site.path for site in sites] == ["blocks.0.attention.0", "blocks.0.attention.1"]
+    assert [site.params for site in sites] == [32, 42]
+
+
 class MapGate(nn.Module):
     """A gate for every position and channel."""
 

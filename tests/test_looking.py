@@ -1,0 +1,118 @@
+"""Looking at a model leaves it as found, whatever its forward does, and tells its stages."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from patients import build
+from torch import Tensor, nn
+
+from se_surgery import PatientError, SurgeryError, add_se, find_se, plan_se, verify
+
+# Blocks a stage, counted by hand from the papers' tables; the first of RegNetX-400MF's four stages has one block.
+STAGES = {
+    "torchvision/resnet18": (2, 2, 2, 2),
+    "torchvision/resnet34": (3, 4, 6, 3),
+    "torchvision/resnet50": (3, 4, 6, 3),
+    "torchvision/regnet_x_400mf": (1, 2, 7, 12),
+    "torchvision/shufflenet_v2_x1_0": (4, 8, 4),
+    "torchvision/densenet121": (6, 12, 24, 16),
+    "torchvision/convnext_tiny": (3, 3, 9, 3),
+    "torchvision/googlenet": (2, 5, 2),
+    "torchvision/vgg16_bn": (2, 2, 3, 3, 3),
+    "resnet18": (2, 2, 2, 2),
+    "hrnet_w18_small": (1, 2 * 2, 2 * 3, 2 * 4 + 4),
+    "convmixer_768_32": (32,),
+    "vgg11": (1, 1, 2, 2, 2),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_stages_are_those_of_the_architecture(name):
+    plan = plan_se(build(name))
+    counts = [sum(site.stage == stage for site in plan.sites) for stage in range(1, plan.stages + 1)]
+    assert tuple(counts) == STAGES[name]
+
+
+def test_stages_of_images_that_are_not_square():
+    stages = [site.stage for site in plan_se(build("torchvision/resnet18"), example_input=(3, 128, 256)).sites]
+    assert stages == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+class Writes(nn.Module):
+    """A residual block whose forward does something beside computing its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("count", torch.zeros(()))
+        self.seen: list[object] = []
+        self.log: dict[str, object] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv2(torch.relu(self.conv1(x)))
+        self.note(y)
+        return torch.relu(x + y)
+
+    def note(self, y: Tensor) -> None:
+        raise NotImplementedError
+
+
+class KeepsAMean(Writes):
+    def note(self, y: Tensor) -> None:
+        self.mean = 0.9 * self.mean + 0.1 * y.mean((0, 2, 3))
+
+
+class Appends(Writes):
+    def note(self, y: Tensor) -> None:
+        self.seen.append(y)
+
+
+class Logs(Writes):
+    def note(self, y: Tensor) -> None:
+        self.log["y"] = y
+
+
+class SetsAnAttribute(Writes):
+    def note(self, y: Tensor) -> None:
+        self.last = y
+
+
+class CountsInTraining(Writes):
+    def note(self, y: Tensor) -> None:
+        if self.training:
+            self.count += 1
+
+
+class DrawsByItself(Writes):
+    def note(self, y: Tensor) -> None:
+        if self.training and torch.rand(()) < 0.5:
+            self.skipped = True
+
+
+@pytest.mark.parametrize(
+    "block", [KeepsAMean, Appends, Logs, SetsAnAttribute, CountsInTraining, DrawsByItself], ids=lambda cls: cls.__name__
+)
+def test_a_forward_with_side_effects_is_refused_and_nothing_is_written(block):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), block(), block())
+    values = {key: value.clone() for key, value in model.state_dict().items()}
+    assert find_se(model) == [] and plan_se(model).sites == ()
+    with pytest.raises(SurgeryError, match=r"writes to self|random numbers"):
+        add_se(model)
+    assert all(torch.equal(value, values[key]) for key, value in model.state_dict().items())
+    assert type(model[1]) is block and model[1].seen == [] and model[1].log == {} and not hasattr(model[1], "last")
+    assert model(torch.randn(1, 3, 16, 16)).shape == (1, 8, 14, 14)
+
+
+def test_verify_needs_no_gradients_around_it():
+    with torch.no_grad():
+        report = verify(add_se(build("resnet18"), example_input=(3, 64, 64)), (3, 64, 64))
+    assert {check.name: check.passed for check in report.checks}["gradients"] is True
+
+
+def test_ses_are_not_made_in_inference_mode():
+    model = build("resnet18")
+    with torch.inference_mode(), pytest.raises(PatientError, match=r"Leave torch\.inference_mode"):
+        add_se(model, example_input=(3, 64, 64))
+    assert find_se(model, (3, 64, 64)) == []
