@@ -13,6 +13,7 @@ import bisect
 import contextlib
 import copy
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ class _Recorder(TorchFunctionMode):
             extra["alone"] = given.dim() in (4, 5) and not is_map(given.shape)
         if kind in ("conv", "linear"):
             weight = args[1] if len(args) > 1 else kwargs["weight"]
-            extra["macs"] = result[0].numel() * weight[0].numel()
+            extra["macs"] = math.prod(result.shape[1:]) * math.prod(weight.shape[1:])
         if kind == "gate" and not is_gate(args, result):
             return
         if kind == "add" and (len(args) < 2 or not isinstance(args[1], Tensor)):
@@ -223,12 +224,17 @@ def look(model: nn.Module, example_input: Any = None) -> Look:
 
 
 def _is_our_own(error: Exception) -> bool:
-    """Whether an error was raised by this package itself, so that no other input would help."""
+    """Whether an error was raised by this package itself, so that no other input would help.
+
+    What torch's own functions raise seems to come from the recorder, which calls them.
+    """
     trail = error.__traceback__
     while trail is not None and trail.tb_next is not None:
         trail = trail.tb_next
-    raised_here = trail is not None and trail.tb_frame.f_globals.get("__package__") == __package__
-    return raised_here and not isinstance(error, BatchMixedError)
+    frame = trail.tb_frame if trail is not None else None
+    raised_here = frame is not None and frame.f_globals.get("__package__") == __package__
+    relayed = frame is not None and frame.f_code.co_name == "__torch_function__"
+    return raised_here and not relayed and not isinstance(error, BatchMixedError)
 
 
 def _enlarged(seen: Look) -> Look:

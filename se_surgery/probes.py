@@ -34,6 +34,11 @@ def probes(model: nn.Module, example_input: Any = None) -> Iterator[tuple[Any, .
         return (torch.zeros(PROBE_BATCH, *shape, device=weight.device, dtype=weight.dtype),)
 
     if isinstance(example_input, Tensor):
+        if not example_input.numel():
+            raise ProbeError(
+                f"example_input is a tensor of shape {tuple(example_input.shape)}, in which no image is. "
+                f"Give an example_input with at least one."
+            )
         yield (example_input,)
     elif isinstance(example_input, (tuple, list)) and example_input and all(type(n) is int for n in example_input):
         if min(example_input) < 0 or math.prod(example_input) > _LARGEST:

@@ -222,9 +222,10 @@ def test_list(folder):
             "channels": channels,
             "rd_channels": width,
             "params": 2 * channels * width + channels + width,
+            "macs": 2 * channels * width + channels * side**2,
             "origin": "timm",
         }
-        for stage, channels, width in ((1, 64, 8), (2, 128, 8), (3, 256, 16), (4, 512, 32))
+        for stage, channels, width, side in ((1, 64, 8, 56), (2, 128, 8, 28), (3, 256, 16, 14), (4, 512, 32, 7))
         for block in (0, 1)
     ]
     assert call("list", PLAIN)[0] == "no SE\n"
