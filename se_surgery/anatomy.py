@@ -247,11 +247,7 @@ class Block:
 
     def convolutions(self, nodes: list[fx.Node]) -> list[Event]:
         """The convolutions of some nodes that have weights to learn, in order."""
-        return [e for node in nodes for e in self.events(node) if e.kind == "conv" and self.learns(e.path)]
-
-    def learns(self, path: str) -> bool:
-        """Whether a module has parameters: the filters of a blur pool are not a convolution layer's."""
-        return next(self.look.modules[path].parameters(), None) is not None
+        return [e for node in nodes for e in self.events(node) if e.kind == "conv" and self.look.learns(e.path)]
 
     def kinds(self, node: fx.Node) -> frozenset[str]:
         """The kinds of events inside a node."""
@@ -269,7 +265,7 @@ class Block:
         if node.op == "call_module":
             sources = self.maps_into(node)
             same = len(sources) == 1 and self.is_map(node) and self.value(sources[0]).shape == self.value(node).shape
-            return same and not self.kinds(node) - {"gate"} and not _has_gate(self.events(node))
+            return same and not self.kinds(node)
         if _is_slice(node):
             return True
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
@@ -331,10 +327,6 @@ def _is_per_channel(value: Any) -> bool:
 
 def _is_slice(node: fx.Node) -> bool:
     return node.target is operator.getitem
-
-
-def _has_gate(events: tuple[Event, ...]) -> bool:
-    return any(event.kind == "gate" for event in events)
 
 
 def channel_axis(shape: tuple[int, ...], image: tuple[int, ...] = (1, 1)) -> int | None:

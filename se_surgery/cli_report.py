@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from .cost import multiply_adds, parameters
 from .exam import Exam, find_se
 from .graft import copied
-from .promises import Report, randomise
+from .promises import Report, randomise, same_tensors
 from .show import count, exam_text, table
 
 _SEED = 0
@@ -74,17 +74,9 @@ def _outputs(model: nn.Module, images: tuple[Any, ...]) -> tuple[Tensor, ...]:
 def same_outputs(before: State, after: State) -> dict[str, bool]:
     """Whether the outputs are equal bit for bit: of the model as it is, and with its normalisations drawn anew."""
     return {
-        "as_it_is": _equal(before.outputs, after.outputs),
-        "normalisations_drawn_anew": _equal(before.outputs_anew, after.outputs_anew),
+        "as_it_is": same_tensors(before.outputs, after.outputs),
+        "normalisations_drawn_anew": same_tensors(before.outputs_anew, after.outputs_anew),
     }
-
-
-def _equal(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
-    """What is not a number has to be in the same places."""
-    return len(before) == len(after) and all(
-        a.shape == b.shape and torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
-        for a, b in zip(before, after, strict=True)
-    )
 
 
 def costs(before: State, after: State) -> dict[str, dict[str, int]]:

@@ -87,9 +87,8 @@ def is_map(shape: tuple[int, ...] | torch.Size) -> bool:
 
 def _functions(*names: str) -> frozenset[Callable[..., Any]]:
     """The callables of `names` in torch, torch.nn.functional and Tensor, with their in-place and dunder forms."""
-    spaces = (torch, F, Tensor, torch.ops.aten)
     forms = [form for name in names for form in (name, name + "_", f"__{name}__", f"__i{name}__", f"__r{name}__")]
-    found = [getattr(space, form, None) for space in spaces[:3] for form in forms]
+    found = [getattr(space, form, None) for space in (torch, F, Tensor) for form in forms]
     return frozenset(function for function in found if function is not None)
 
 

@@ -72,7 +72,7 @@ class Exam:
         around = [(unit.path.count(".") if unit.path else -1, i) for i, unit in units if is_under(site.path, unit.path)]
         deepest = [i for depth, i in around if depth == max(around)[0]]
         for i in deepest:
-            if len(deepest) == 1 or _calls(self.units.found[i], site.path):
+            if len(deepest) == 1 or self.units.found[i].calls(site.path):
                 return i
         return self._behind(site)
 
@@ -94,13 +94,6 @@ def _is_servant(unit: Unit, site: SESite) -> bool:
         return True
     names = {node.name for node in unit.nodes} | ({unit.join.name} if unit.join else set())
     return record.edges[0].producer in names or bool(names & set(record.edges[0].consumers))
-
-
-def _calls(unit: Unit, path: str) -> bool:
-    calls = unit.block.calls
-    return any(
-        n.name in calls and (calls[n.name].path == path or is_under(path, calls[n.name].path)) for n in unit.nodes
-    )
 
 
 # Wrappers are known by name: importing torch.distributed's to compare classes would cost more than the surgery.

@@ -12,8 +12,11 @@ from functools import cached_property
 
 from torch import fx
 
-from .anatomy import Block, no_activation_after_convolution
+from .anatomy import Block, is_under, no_activation_after_convolution
 from .events import Event
+
+# The kinds of units that have a shortcut.
+WITH_SHORTCUT = ("residual", "concat_residual")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ class Unit:
     def nodes(self) -> list[fx.Node]:
         """The nodes of the branch."""
         return self.block.within(self.branch)
+
+    def calls(self, path: str) -> bool:
+        """Whether its branch calls the module at `path`, itself or inside another."""
+        called = [self.block.calls[node.name].path for node in self.nodes if node.name in self.block.calls]
+        return any(path == root or is_under(path, root) for root in called)
 
     @property
     def number(self) -> int:

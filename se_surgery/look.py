@@ -62,6 +62,10 @@ class Look:
         """All events inside one call, those of its children included."""
         return self.events[bisect.bisect(self.clocks, call.start) : bisect.bisect(self.clocks, call.end)]
 
+    def learns(self, path: str) -> bool:
+        """Whether a module has parameters: the filters of a blur pool are not a convolution layer's."""
+        return next(self.modules[path].parameters(), None) is not None
+
     def own(self, call: Call) -> list[Event]:
         """The events of the module's own forward."""
         return [event for event in self.during(call) if event.path == call.path]

@@ -13,7 +13,7 @@ from torch import fx
 from .anatomy import Anatomy, Block
 from .behind import after_convolution
 from .errors import TraceError
-from .joins import Unit
+from .joins import WITH_SHORTCUT, Unit
 from .records import Edge
 from .units import in_training, other_ways
 
@@ -32,11 +32,11 @@ def places(anatomy: Anatomy, unit: Unit, placement: str) -> tuple[Edge, ...]:
     """
     edge = place(anatomy, unit, placement)
     others = other_ways(anatomy, unit) if edge.owner == unit.path else []
-    return tuple(edge for one in (unit, *others) for edge in _in_both_modes(anatomy, one, placement))
+    ways = [(unit, edge), *((other, place(anatomy, other, placement)) for other in others)]
+    return tuple(edge for one, found in ways for edge in _in_both_modes(anatomy, one, placement, found))
 
 
-def _in_both_modes(anatomy: Anatomy, unit: Unit, placement: str) -> tuple[Edge, ...]:
-    edge = place(anatomy, unit, placement)
+def _in_both_modes(anatomy: Anatomy, unit: Unit, placement: str, edge: Edge) -> tuple[Edge, ...]:
     if not anatomy.differs_in_training(edge.owner, edge.method):
         return (edge,)
     try:
@@ -230,11 +230,10 @@ def _edge(
 
 Rule = Callable[[Anatomy, Unit], Edge]
 
-_WITH_SHORTCUT = ("residual", "concat_residual")
-_BRANCHES = (*_WITH_SHORTCUT, "aggregation", "straight")
+_BRANCHES = (*WITH_SHORTCUT, "aggregation", "straight")
 PLACEMENTS: dict[str, dict[str, Rule]] = {
     "standard": {
-        **dict.fromkeys((*_WITH_SHORTCUT, "aggregation"), _after_transformation),
+        **dict.fromkeys((*WITH_SHORTCUT, "aggregation"), _after_transformation),
         "inception": _after_join,
         "straight": _at_the_end,
         "dense": _at_the_end,
@@ -242,10 +241,10 @@ PLACEMENTS: dict[str, dict[str, Rule]] = {
     },
     "pre": dict.fromkeys((*_BRANCHES, "dense"), _before_branch),
     "post": {
-        **dict.fromkeys(_WITH_SHORTCUT, _after_addition),
+        **dict.fromkeys(WITH_SHORTCUT, _after_addition),
         **dict.fromkeys(("aggregation", "straight"), _before_return),
     },
-    "identity": dict.fromkeys(_WITH_SHORTCUT, _on_shortcut),
+    "identity": dict.fromkeys(WITH_SHORTCUT, _on_shortcut),
     "inner": dict.fromkeys((*_BRANCHES, "dense"), _after_wide_convolution),
     "inception": {"inception": _after_join},
 }

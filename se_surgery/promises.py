@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,9 +175,10 @@ def _outputs(model: nn.Module, inputs: tuple[Any, ...], training: bool) -> list[
         return [leaf for leaf in pytree.tree_leaves(model(*given)) if isinstance(leaf, Tensor)]
 
 
-def _equal(first: list[Tensor], second: list[Tensor]) -> bool:
+def same_tensors(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    """Whether two models' outputs are equal bit for bit; what is not a number has to be in the same places."""
     return len(first) == len(second) and all(
-        torch.equal(a, b) or (a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num()))
+        a.shape == b.shape and torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
         for a, b in zip(first, second, strict=True)
     )
 
@@ -191,7 +192,7 @@ def _keys(model: nn.Module, base: nn.Module, exam: Exam, sites: list[SESite]) ->
 
 def _identity(model: nn.Module, base: nn.Module, inputs: tuple[Any, ...]) -> Check:
     """Never broken: trained SEs are meant to change the outputs."""
-    same = _equal(_outputs(copied(model), inputs, False), _outputs(copied(base), inputs, False))
+    same = same_tensors(_outputs(copied(model), inputs, False), _outputs(copied(base), inputs, False))
     return Check(
         "identity",
         None,
@@ -210,7 +211,7 @@ def _wiring(patient: nn.Module, base: nn.Module, sites: list[SESite], inputs: tu
         raise ProbeError(
             f"The base itself does not run in {mode} mode on this input ({error}). Give an example_input that it takes."
         ) from error
-    same = _equal(_outputs(forced, inputs, training), expected)
+    same = same_tensors(_outputs(forced, inputs, training), expected)
     detail = f"outputs are {'bit-equal to' if same else 'not'} the base's"
     return Check(f"gates at one, {mode}", same, detail)
 

@@ -19,7 +19,7 @@ from .anatomy import Anatomy, Block, is_under, parents
 from .behind import after_convolution
 from .errors import InstanceForwardError, TraceError
 from .events import Event
-from .joins import Join, Reject, Unit, aggregation, chains_of, join_at, joined, joins_of, placeholders
+from .joins import WITH_SHORTCUT, Join, Reject, Unit, aggregation, chains_of, join_at, joined, joins_of, placeholders
 from .records import original_class
 
 
@@ -79,7 +79,7 @@ def _resolve_nesting(units: Units) -> list[Unit]:
     for outer in by_depth:
         if outer not in kept or outer.kind == "dense":
             continue
-        inner = [unit for unit in kept if is_under(unit.path, outer.path) and _is_in_branch(outer, unit)]
+        inner = [unit for unit in kept if is_under(unit.path, outer.path) and outer.calls(unit.path)]
         if any(unit.kind == "residual" for unit in inner):
             kept.remove(outer)
             units.rejected.append(Reject(outer.path, "joins branches that hold whole units; those get the SEs"))
@@ -87,13 +87,6 @@ def _resolve_nesting(units: Units) -> list[Unit]:
         for unit in inner:
             kept.remove(unit)
     return kept
-
-
-def _is_in_branch(outer: Unit, unit: Unit) -> bool:
-    """Whether a unit's block was called in the branch of another (in any of its branches, for a concatenation)."""
-    calls = outer.block.calls
-    held = [calls[node.name].path for node in outer.nodes if node.name in calls]
-    return any(unit.path == path or is_under(unit.path, path) for path in held)
 
 
 def _aggregated(anatomy: Anatomy, units: Units) -> None:
@@ -116,7 +109,7 @@ def _aggregated(anatomy: Anatomy, units: Units) -> None:
 def _same_class(anatomy: Anatomy, units: Units) -> None:
     """Blocks of a class that elsewhere has a shortcut, and have none themselves: strided inverted residuals."""
     seen = anatomy.look
-    classes = {_class_of(unit) for unit in units.found if unit.kind in _WITH_SHORTCUT and unit.path} - {nn.Sequential}
+    classes = {_class_of(unit) for unit in units.found if unit.kind in WITH_SHORTCUT and unit.path} - {nn.Sequential}
     # ShuffleNet's strided units look like a concatenation of parallel branches; their class says what they are.
     strided = [unit for unit in units.found if unit.kind == "inception" and _class_of(unit) in classes]
     units.found = [unit for unit in units.found if unit not in strided]
@@ -132,9 +125,6 @@ def _same_class(anatomy: Anatomy, units: Units) -> None:
             if "c" in script and "a" in script:
                 found.append(unit)
     units.found += found
-
-
-_WITH_SHORTCUT = ("residual", "concat_residual")
 
 
 def _class_of(unit: Unit) -> type[nn.Module]:
@@ -198,15 +188,8 @@ def _touches(units: Iterable[Unit], path: str) -> bool:
     return any(
         unit.path == path
         or is_under(unit.path, path)
-        or (is_under(path, unit.path) and (unit.kind in ("dense", "straight") or _holds(unit, path)))
+        or (is_under(path, unit.path) and (unit.kind in ("dense", "straight") or unit.calls(path)))
         for unit in units
-    )
-
-
-def _holds(unit: Unit, path: str) -> bool:
-    calls = unit.block.calls
-    return any(
-        n.name in calls and (calls[n.name].path == path or is_under(path, calls[n.name].path)) for n in unit.nodes
     )
 
 
@@ -217,13 +200,13 @@ def _separable(anatomy: Anatomy, units: Units) -> None:
     pairs = [
         (first, second)
         for first, second in itertools.pairwise(convolutions)
-        if first.depthwise and first.wide and not second.wide and second.groups == 1 and _learns(anatomy, first)
+        if first.depthwise and first.wide and not second.wide and second.groups == 1 and seen.learns(first.path)
     ]
     holders: dict[str, list[Event]] = {}
     for first, second in pairs:
         holder = next(path for path in parents(first.path) if is_under(second.path, path))
         if not any(
-            is_under(e.path, u.path) and (u.path or _holds(u, e.path)) for e in (first, second) for u in units.found
+            is_under(e.path, u.path) and (u.path or u.calls(e.path)) for e in (first, second) for u in units.found
         ):
             holders.setdefault(holder, []).append(second)
     found = []
@@ -238,15 +221,11 @@ def _separable(anatomy: Anatomy, units: Units) -> None:
     units.found += found
 
 
-def _learns(anatomy: Anatomy, event: Event) -> bool:
-    return next(anatomy.look.modules[event.path].parameters(), None) is not None
-
-
 def _plain(anatomy: Anatomy, units: Units) -> None:
     """In a network without any unit every convolution is one, with its normalisation and activation."""
     found: dict[tuple[str, str], Unit] = {}
     for event in anatomy.look.events:
-        if event.kind != "conv" or not event.spatial or not _learns(anatomy, event):
+        if event.kind != "conv" or not event.spatial or not anatomy.look.learns(event.path):
             continue
         try:
             unit = plain_unit(anatomy, event)
