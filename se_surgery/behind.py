@@ -10,6 +10,7 @@ from torch import fx, nn
 from .anatomy import Anatomy, Block, is_under, parents
 from .errors import TraceError
 from .events import Event
+from .find import is_se
 from .joins import Unit
 
 
@@ -121,11 +122,22 @@ def _node_of(block: Block, child: str, event: Event) -> fx.Node:
 def _after_sums(block: Block, node: fx.Node, stop: fx.Node | None) -> fx.Node:
     """Behind normalisation and activation, and behind the sums of branches that re-parameterisation makes one."""
     while True:
-        node = block.walk_forward(node, frozenset({"norm", "act"}))
+        node = _after_se(block, block.walk_forward(node, frozenset({"norm", "act"})))
         following = _next_sum(block, node)
         if "act" in block.kinds(node) or following is None or following is stop:
             return node
         node = following
+
+
+def _after_se(block: Block, node: fx.Node) -> fx.Node:
+    """Behind an SE that stands between a convolution and its activation (RepVGG's), and behind that activation."""
+    if "act" in block.kinds(node) or len(node.users) != 1:
+        return node
+    (user,) = node.users
+    call = block.calls.get(user.name)
+    if call is None or not is_se(block.look, call):
+        return node
+    return block.walk_forward(user, frozenset({"norm", "act"}))
 
 
 def _next_sum(block: Block, node: fx.Node) -> fx.Node | None:

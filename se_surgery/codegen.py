@@ -23,7 +23,7 @@ from torch.fx.graph import CodeGen
 
 from .errors import SurgeryError, TraceError
 from .records import CODE, Edge
-from .trace import Argument, Trace
+from .trace import Argument, Trace, is_plain
 
 # Where a name of the generated source comes from: (name, module, qualified name in it).
 Origin = tuple[str, str, str]
@@ -36,10 +36,12 @@ class Code:
     Attributes:
         source: Python source of the methods.
         origins: Where the names it uses come from.
+        outer: Whether the methods call the block's own and gate what those return.
     """
 
     source: str
     origins: tuple[Origin, ...]
+    outer: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,14 @@ def method_code(forms: Sequence[tuple[Trace, Sequence[Insertion]]]) -> Code:
         text, found = _body(graph)
         bodies.append(_bindings(traced) + text)
         names.update(found)
-    lines = [f"def {evaluating.method}(self{_parameters(evaluating)}):", *_guards(evaluating)]
+    inserted = {new.name for _, insertions in forms for new in insertions}
+    reads = {name: value for traced, _ in forms for name, value in traced.reads if name not in inserted}
+    lines = [f"def {evaluating.method}(self{_parameters(evaluating)}):", *_guards(evaluating), *_watch(reads)]
     if bodies[0] == bodies[1]:
         lines += bodies[0]
     else:
         lines += ["    if self.training:", *("    " + line if line else line for line in bodies[1]), *bodies[0]]
-    names["_refuse"] = refuse_argument
+    names |= {"_refuse": refuse_argument, "_changed": refuse_change, "torch": torch}
     source = "\n".join(lines) + "\n"
     compiled = compile(source, "<check>", "exec").co_consts
     used = {name for code in compiled if isinstance(code, CodeType) for name in code.co_names}
@@ -91,7 +95,8 @@ def method_code(forms: Sequence[tuple[Trace, Sequence[Insertion]]]) -> Code:
 def outer_code(traced: Trace, insertions: Sequence[Insertion]) -> Code | None:
     """The code of a method that calls the block's own and gates what that returns; None where a gate sits inside.
 
-    For blocks that recompute themselves in the backward pass on a flag: a traced forward would have lost the flag.
+    For blocks whose own forward goes by what changes after surgery: a flag to recompute in the backward pass, branches
+    that re-parameterisation makes one. A traced forward would have lost that.
     """
     output = next(node for node in traced.graph.nodes if node.op == "output")
     returned = output.args[0]
@@ -100,7 +105,7 @@ def outer_code(traced: Trace, insertions: Sequence[Insertion]) -> Code | None:
     names = ", ".join(_passed(parameter) for parameter in traced.signature.parameters.values())
     lines = [f"def {traced.method}(self{_parameters(traced)}):", f"    x = _base.{traced.method}(self, {names})"]
     lines += [f"    x = self.{new.name}(x)" for new in insertions]
-    return Code("\n".join([*lines, "    return x"]) + "\n", ())
+    return Code("\n".join([*lines, "    return x"]) + "\n", (), outer=True)
 
 
 def _passed(parameter: inspect.Parameter) -> str:
@@ -183,6 +188,18 @@ def _guards(traced: Trace) -> list[str]:
     return lines
 
 
+def _watch(reads: dict[str, Any]) -> list[str]:
+    """Refuse to run when an attribute has another value than the one that the graph was made for."""
+    if not reads:
+        return []
+    tests = [
+        f"self.{name} {'is not' if value is None or isinstance(value, bool) else '!='} {value!r}"
+        for name, value in reads.items()
+    ]
+    # TorchScript takes the values when it compiles, and could not compile this.
+    return ["    if not torch.jit.is_scripting():", f"        if {' or '.join(tests)}: _changed(self, {reads!r})"]
+
+
 def _guard(parameter: str, steps: tuple[Any, ...], test: str) -> str:
     place = _place(parameter, steps)
     return f"    if {test.format(place)}: _refuse({parameter!r}, {place})"
@@ -218,6 +235,24 @@ def refuse_argument(parameter: str, value: Any) -> None:
     )
 
 
+def refuse_change(block: nn.Module, reads: dict[str, Any]) -> None:
+    """Called by generated forwards whose block was changed after surgery.
+
+    Raises:
+        SurgeryError: Always.
+    """
+    changed = [name for name, value in reads.items() if type(getattr(block, name, ...)) is not type(value)]
+    changed += [name for name, value in reads.items() if name not in changed and getattr(block, name) != value]
+    name = changed[0]
+    value = getattr(block, name, None)
+    shown = repr(value) if is_plain(value) else f"a {type(value).__name__}"
+    raise SurgeryError(
+        f"{name!r} of this {type(block).__name__} was {reads[name]!r} when it was operated on and now is {shown}, "
+        f"but its forward was written for the former. "
+        f"Set it first and operate then: strip_se(model, origin='se_surgery') undoes the operation."
+    )
+
+
 def _origin(name: str, value: Any) -> Origin:
     module = getattr(value, "__name__", "") if type(value) is type(torch) else getattr(value, "__module__", "") or ""
     inner = "" if type(value) is type(torch) else getattr(value, "__qualname__", "")
@@ -240,7 +275,7 @@ def _resolve(module: str, inner: str) -> Any:
 def join(codes: Sequence[Code]) -> Code:
     """The code of several methods as one."""
     origins = tuple(dict.fromkeys(origin for code in codes for origin in code.origins))
-    return Code("\n".join(code.source for code in codes), origins)
+    return Code("\n".join(code.source for code in codes), origins, all(code.outer for code in codes))
 
 
 def subclass(base: type[nn.Module], code: Code) -> type[nn.Module]:
@@ -258,7 +293,8 @@ def subclass(base: type[nn.Module], code: Code) -> type[nn.Module]:
         for function in methods.values():
             function.__qualname__ = f"{base.__qualname__}.{function.__name__}"
             function.__module__ = base.__module__
-        methods |= {name: _refuse_folding(name) for name in _FOLDING if hasattr(base, name)}
+        if not code.outer:
+            methods |= {name: _refuse_folding(name) for name in FOLDING if hasattr(base, name)}
         shared = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
         methods = {**shared, **methods, CODE: code, "__reduce_ex__": _reduce}
         _classes[key] = type(base.__name__, (base,), methods)
@@ -266,7 +302,7 @@ def subclass(base: type[nn.Module], code: Code) -> type[nn.Module]:
 
 
 # What timm.utils.reparameterize_model calls on blocks: each changes the children that the generated forward calls.
-_FOLDING = ("reparameterize", "fuse", "switch_to_deploy")
+FOLDING = ("reparameterize", "fuse", "switch_to_deploy")
 
 
 def _refuse_folding(name: str) -> Callable[..., None]:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from .anatomy import Anatomy
-from .codegen import Code, Insertion, join, method_code, outer_code, subclass
+from .codegen import FOLDING, Code, Insertion, join, method_code, outer_code, subclass
 from .errors import PatientError
 from .records import (
     IMPLANTS,
@@ -131,8 +131,9 @@ def _code(anatomy: Anatomy, block: nn.Module, path: str, calls: list[tuple[str, 
             forms.append((traced, tuple(Insertion.of(name, edge) for name, edge in here)))
         key = tuple((id(traced), insertions) for traced, insertions in forms)
         if key not in anatomy.codes:
-            # What a block recomputes in the backward pass is decided by flags that a trace would freeze.
-            outer = outer_code(*forms[0]) if _RECOMPUTING & view.__dict__.keys() else None
+            # Flags to recompute, and branches that are folded into one, are what a trace would freeze.
+            changes = _RECOMPUTING & view.__dict__.keys() or any(hasattr(view, name) for name in FOLDING)
+            outer = outer_code(*forms[0]) if changes else None
             anatomy.codes[key] = outer or method_code(forms)
         codes.append(anatomy.codes[key])
     return join(codes)

@@ -57,6 +57,7 @@ class SESpec:
         gate_scale: What the gate is multiplied by.
         mix: Whether the output is `x + mix * (gated - x)` with a learnable `mix` that starts at zero.
         channels_last: Whether channels are the last axis of the maps.
+        dims: Number of spatial dimensions of the maps: 2, or 3 in video networks.
         attn: `se`, or one of `LIGHT_ATTENTION`.
     """
 
@@ -69,6 +70,7 @@ class SESpec:
     gate_scale: float = 1.0
     mix: bool = False
     channels_last: bool = False
+    dims: int = 2
     attn: str = "se"
 
 
@@ -96,7 +98,7 @@ class SqueezeExcite(nn.Module):
         init: `identity` or `paper` (plain random weights).
 
     Shape:
-        (B, C, H, W), (B, C, T, H, W), or channels last; the output has the input's shape.
+        (B, C, H, W), or (B, C, T, H, W) with `dims=3`, or channels last; the output has the input's shape.
 
     Example:
         >>> se = SqueezeExcite(SESpec(channels=64, rd_channels=4, gate_scale=2.0), init="identity")
@@ -116,6 +118,8 @@ class SqueezeExcite(nn.Module):
         self.squeeze = spec.squeeze
         self.gate_scale = spec.gate_scale
         self.channels_last = spec.channels_last
+        # Fixed here and not read off the input, so that torch.fx can trace through.
+        self.axes = [axis + (1 if spec.channels_last else 2) for axis in range(spec.dims)]
         first, second = spec.bias
         self.fc1 = nn.utils.skip_init(
             nn.Conv2d, spec.channels, spec.rd_channels, 1, bias=first, device=device or "cpu", dtype=dtype
@@ -152,14 +156,13 @@ class SqueezeExcite(nn.Module):
 
     def pool(self, x: Tensor) -> Tensor:
         """The squeeze: one number a channel, in the rank and layout of `x`."""
-        axes = list(range(1, x.dim() - 1)) if self.channels_last else list(range(2, x.dim()))
-        return x.amax(axes, keepdim=True) if self.squeeze == "max" else x.mean(axes, keepdim=True)
+        return x.amax(self.axes, keepdim=True) if self.squeeze == "max" else x.mean(self.axes, keepdim=True)
 
     def excite(self, z: Tensor) -> Tensor:
         """The excitation: a gate a channel from the squeezed map, in its rank and layout."""
-        if z.dim() == 4 and not self.channels_last:
+        if len(self.axes) == 2 and not self.channels_last:
             return self.gate(self.fc2(self.act(self.fc1(z))))  # type: ignore[no-any-return]
-        flat = z.reshape(z.shape[0], -1, 1, 1)
+        flat = z.flatten(1)[:, :, None, None]
         return self.gate(self.fc2(self.act(self.fc1(flat)))).reshape(z.shape)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
@@ -167,6 +170,7 @@ class SqueezeExcite(nn.Module):
         parts = [f"squeeze={self.squeeze!r}"] if self.squeeze != "avg" else []
         parts += [f"gate_scale={self.gate_scale:g}"] if self.gate_scale != 1.0 else []
         parts += ["channels_last=True"] if self.channels_last else []
+        parts += [f"dims={len(self.axes)}"] if len(self.axes) != 2 else []
         return ", ".join(parts)
 
 

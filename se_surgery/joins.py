@@ -6,13 +6,14 @@ go in a fixed order; the first one with an opinion decides.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import fx
 
-from .anatomy import Block, is_under, no_activation_after_convolution
+from .anatomy import Block, channel_axis, is_under, no_activation_after_convolution
 from .events import Event
 
 # The kinds of units that have a shortcut.
@@ -110,19 +111,18 @@ def joins_of(block: Block) -> tuple[list[Unit], list[Reject]]:
     rejected: list[Reject] = []
     taken = 0
     for node in reversed(block.nodes):
-        if taken >> block.index[node] & 1:
-            continue
         join = join_at(block, node)
         if join is None:
             continue
+        if taken >> block.index[node] & 1:
+            rejected.append(Reject(block.path, WITHIN))
+            continue
         answer = next(answer for rule in RULES if (answer := rule(join)) is not None)
         if isinstance(answer, Reject):
-            if answer.reason:
-                rejected.append(answer)
+            rejected.append(answer)
             continue
         found.extend(answer)
-        for operand in join.operands:
-            taken |= operand.alone
+        taken |= _union([operand.alone for operand in join.operands] + [unit.branch for unit in answer])
     return found, rejected
 
 
@@ -158,6 +158,20 @@ def _flatten(block: Block, node: fx.Node, kind: str) -> list[fx.Node]:
 
 
 Answer = Reject | list[Unit] | None
+WITHIN = "a join inside a unit's branch belongs to that unit"
+
+
+def _long_skip(join: Join) -> Answer:
+    """A skip connection over lower resolutions (U-Net): the rest of the network is no branch."""
+    block = join.block
+    size = area(block, join.node)
+    for operand in join.operands:
+        inside = [node for node in block.within(operand.alone) if block.is_map(node)]
+        falls = any(area(block, node) < size for node in inside)
+        holds_join = any(node is not operand.node and join_at(block, node) is not None for node in inside)
+        if falls and (join.kind == "cat" or holds_join):
+            return Reject(block.path, "a skip connection over lower resolutions, not a unit")
+    return None
 
 
 def _residual(join: Join) -> Answer:
@@ -187,8 +201,11 @@ def _sum(join: Join) -> Answer:
 
 def _cell(join: Join) -> Answer:
     """NASNet's cells: a concatenation of two and more sums."""
-    sums = [operand for operand in join.operands if join.block.kind(operand.node) == "add"]
-    return [joined("inception", join)] if len(sums) >= 2 else None
+    block = join.block
+    sums = [operand for operand in join.operands if block.kind(operand.node) == "add"]
+    # Its sums take one another's results, and all of them are the cell's.
+    whole = block.ancestors[join.node] & ~placeholders(block) & ~(1 << block.index[join.node])
+    return [replace(joined("inception", join), branch=whole)] if len(sums) >= 2 else None
 
 
 def _dual_path(join: Join) -> Answer:
@@ -198,7 +215,8 @@ def _dual_path(join: Join) -> Answer:
         return None
     block = join.block
     made = block.walk_back(sides[0].node)
-    return Reject(block.path, "") if any(block.kind(u) == "add" for u in _reached(block, made)) else None
+    added = any(block.kind(user) == "add" for user in _reached(block, made))
+    return Reject(block.path, "joins a second time what is added to the shortcut") if added else None
 
 
 def _reached(block: Block, node: fx.Node) -> Iterable[fx.Node]:
@@ -294,6 +312,7 @@ def _concat(join: Join) -> Answer:
 
 
 RULES: tuple[Callable[[Join], Answer], ...] = (
+    _long_skip,
     _residual,
     _sum,
     _cell,
@@ -304,6 +323,12 @@ RULES: tuple[Callable[[Join], Answer], ...] = (
     _inception,
     _concat,
 )
+
+
+def area(block: Block, node: fx.Node) -> int:
+    """Number of positions of a node's map."""
+    shape = tuple(block.value(node).shape)
+    return math.prod(shape[1:-1] if channel_axis(shape, block.look.size or (1, 1)) == -1 else shape[2:])
 
 
 def joined(kind: str, join: Join, branch: Operand | None = None, other: Operand | None = None) -> Unit:

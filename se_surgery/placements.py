@@ -13,7 +13,7 @@ from torch import fx
 from .anatomy import Anatomy, Block
 from .behind import after_convolution
 from .errors import TraceError
-from .joins import WITH_SHORTCUT, Unit
+from .joins import WITH_SHORTCUT, Unit, placeholders
 from .records import Edge
 from .units import in_training, other_ways
 
@@ -110,6 +110,7 @@ def _before_branch(anatomy: Anatomy, unit: Unit) -> Edge:
 
 def _fork(block: Block, inside: int) -> tuple[fx.Node, list[fx.Node]]:
     """What feeds a branch, and its takers; the part of a chunked input that the branch takes is already its own."""
+    inside &= ~placeholders(block)
     for node in block.within(inside):
         if block.passes(node) and not any(inside >> block.index[source] & 1 for source in node.all_input_nodes):
             inside &= ~(1 << block.index[node])

@@ -177,6 +177,7 @@ class _Planner:
             gate_scale=options.scale,
             mix=options.mix,
             channels_last=channels_last,
+            dims=len(edge.shape) - 2,
             attn=options.attn,
         )
         path = f"{edge.owner}.{name}" if edge.owner else name

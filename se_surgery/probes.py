@@ -17,6 +17,8 @@ from .errors import ProbeError
 
 # Square sizes that are tried, in this order, for a model that does not say what it takes.
 PROBE_SIZES = (224, 32, 28, 64, 96, 128, 160, 256, 299, 331, 384, 448, 512)
+# The same for clips, (T, H, W).
+CLIP_SIZES = ((16, 112, 112), (16, 224, 224), (32, 224, 224))
 PROBE_BATCH = 2
 _LARGEST = 2**28
 
@@ -60,7 +62,7 @@ def probes(model: nn.Module, example_input: Any = None) -> Iterator[tuple[Any, .
         # A stem may rearrange positions into channels in front of its first convolution.
         counts = dict.fromkeys([first.in_channels if first is not None else 3, *size[:1], 3, 1])
         if isinstance(first, nn.Conv3d):
-            yield from (images(channels, 16, 112, 112) for channels in counts)
+            yield from (images(channels, *size) for size in CLIP_SIZES for channels in counts)
             return
         sizes = [*([size[1:]] if len(size) == 3 else []), *((side, side) for side in PROBE_SIZES)]
         for height, width in sizes:

@@ -26,6 +26,7 @@ from .options import Options
 if TYPE_CHECKING:
     from .exam import Exam
     from .plan import Plan, Site
+from .units import OUTSIDE
 
 # Columns apart by spaces, a rule under the header; ASCII, because a pipe may not take anything else.
 _BOX = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
@@ -41,8 +42,9 @@ def plan_text(plan: Plan) -> str:
         f"{plan.model}, {count(plan.stages, 'stage')}: {_options(plan.options)}",
         _section(f"{count(len(plan.sites), 'SE')} to put in", _sites(plan.sites)) if plan.sites else _no_sites(plan),
         _existing(plan) if plan.existing else "",
-        _skipped(plan) if plan.skipped else "",
+        _skipped(plan),
         totals_text(plan),
+        _outside(skip.unit for skip in plan.skipped if skip.reason == OUTSIDE),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -66,13 +68,14 @@ def exam_text(exam: Exam) -> str:
     rows = [(stage, kind, number) for (stage, kind), number in sorted(units.items())]
     places = [(placement, number) for placement, number in exam.places.items()]
     rejected: dict[str, list[str]] = {}
-    for reject in dict.fromkeys(exam.units.rejected):
+    for reject in (reject for reject in dict.fromkeys(exam.units.rejected) if reject.reason != OUTSIDE):
         rejected.setdefault(reject.reason, []).append(reject.path)
     parts = [
         _section(count(len(exam.units.found), "unit"), table([">stage", "kind", ">number"], rows)),
         _section("Units with a place", table(["placement", ">number"], places)),
         _section(count(len(exam.existing), "SE"), sites_text(exam.existing)) if exam.existing else "0 SEs",
         _section("Joins that are no units", _reasons(rejected)) if rejected else "",
+        _outside(reject.path for reject in exam.units.rejected if reject.reason == OUTSIDE),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -208,13 +211,20 @@ def _existing(plan: Plan) -> str:
 def _skipped(plan: Plan) -> str:
     """Everything that gets no SE, by reason; what was asked for and cannot be done comes first."""
     by_reason: dict[tuple[bool, str], list[str]] = {}
-    for skip in plan.skipped:
+    skipped = [skip for skip in plan.skipped if skip.reason != OUTSIDE]
+    for skip in skipped:
         # Which SE a unit holds is in the table of those that are there.
         reason = "holds an SE already" if _HELD.fullmatch(skip.reason) else skip.reason
         by_reason.setdefault((skip.blocking, reason), []).append(skip.unit)
     ordered = sorted(by_reason.items(), key=lambda item: not item[0][0])
     told = {f"add_se refuses: {reason}" if blocking else reason: units for (blocking, reason), units in ordered}
-    return _section(f"{count(len(plan.skipped), 'candidate')} skipped", _reasons(told))
+    return _section(f"{count(len(skipped), 'candidate')} skipped", _reasons(told)) if skipped else ""
+
+
+def _outside(paths: Iterable[str]) -> str:
+    """The convolutions with k > 1 that are in no unit."""
+    shown = ", ".join(compact(group) for group in groups(list(dict.fromkeys(paths)), lambda _: None, str))
+    return f"Outside of all units (stem, downsampling, head): {shown}." if shown else ""
 
 
 def _reasons(units: Mapping[str, Sequence[str]]) -> str:

@@ -5,13 +5,15 @@ torch.fx graph with the block's children as leaves, and for every node the meta 
 
 What torch.fx alone gets wrong for a rewriter, and is put right here: arguments that are not tensors are kept as the
 constants they were in the call; in-place operators of the source (`x += y`) stay in place; buffers are read when the
-forward runs; a parameter is never frozen into the graph; nothing is eliminated as dead.
+forward runs; a parameter is never frozen into the graph; nothing is eliminated as dead; the plain attributes that the
+forward read, and which the graph has frozen, are written down.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+import math
 import operator
 import random
 from collections.abc import Callable
@@ -56,6 +58,7 @@ class Trace:
         signature: The method's signature, without `self`.
         arguments: How the arguments of the call were bound.
         lengths: Length of every list or tuple that holds tensors, by (parameter, steps).
+        reads: The plain attributes of the block that the method read, with the values that the graph is made for.
     """
 
     method: str
@@ -63,6 +66,7 @@ class Trace:
     signature: inspect.Signature
     arguments: tuple[Argument, ...]
     lengths: tuple[tuple[str, tuple[Step, ...], int], ...]
+    reads: tuple[tuple[str, Any], ...] = ()
 
 
 class _Proxy(fx.Proxy):
@@ -160,6 +164,38 @@ def _contents(view: nn.Module) -> dict[str, Any]:
     return {name: (id(value) if held(value) is None else 0, held(value)) for name, value in view.__dict__.items()}
 
 
+def _watched(cls: type[nn.Module], reads: dict[str, Any]) -> type[nn.Module]:
+    """A subclass of `cls` whose modules note which of their plain attributes are read, and what they are."""
+
+    def __getattribute__(self: nn.Module, name: str) -> Any:
+        if name not in _OWN and not name.startswith("__"):
+            state = object.__getattribute__(self, "__dict__")
+            held = next((space for space in (state, *(state[g] for g in _GROUPS)) if name in space), {})
+            if name in held and is_plain(held[name]):
+                reads[name] = held[name]
+        return super(watched, self).__getattribute__(name)  # type: ignore[misc]
+
+    watched = type(cls.__name__, (cls,), {"__getattribute__": __getattribute__, "__qualname__": cls.__qualname__})
+    return watched
+
+
+_OWN = frozenset(nn.Module().__dict__)
+# Where a module keeps what is registered with it; None is there for a child or parameter that it does without.
+_GROUPS = ("_modules", "_parameters", "_buffers")
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value can be written down in source and compared: None, a number, a string, or a list or tuple of such.
+
+    Example:
+        >>> is_plain((1, 2)), is_plain(None), is_plain(float("inf"))
+        (True, True, False)
+    """
+    if type(value) in (list, tuple):
+        return all(is_plain(item) for item in value)
+    return value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
+
+
 def trace(block: nn.Module, call: Call, *, method: str = "forward", training: bool = False) -> Trace:
     """Trace `block.method` for the arguments of `call`.
 
@@ -172,7 +208,8 @@ def trace(block: nn.Module, call: Call, *, method: str = "forward", training: bo
     Raises:
         TraceError: The method cannot be written as a graph, with the reason.
     """
-    view = shallow_view(block, type(block), {**block.__dict__, "training": training})
+    reads: dict[str, Any] = {}
+    view = shallow_view(block, _watched(type(block), reads), {**block.__dict__, "training": training})
     function = getattr(type(block), method)
     signature = inspect.signature(function)
     signature = signature.replace(parameters=list(signature.parameters.values())[1:])
@@ -194,7 +231,7 @@ def trace(block: nn.Module, call: Call, *, method: str = "forward", training: bo
         raise TraceError(f"its forward writes to self.{written[0]}, which a graph of it cannot do")
     if not torch.equal(drawn[0], now[0]) or drawn[1] != now[1]:
         raise TraceError("its forward draws random numbers of its own, which a graph of it would draw only once")
-    return Trace(method, graph, signature, tuple(tracer.arguments), tuple(tracer.lengths))
+    return Trace(method, graph, signature, tuple(tracer.arguments), tuple(tracer.lengths), tuple(sorted(reads.items())))
 
 
 def _first_line(error: Exception) -> str:

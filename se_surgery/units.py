@@ -13,14 +13,29 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from .anatomy import Anatomy, Block, is_under, parents
 from .behind import after_convolution
 from .errors import InstanceForwardError, TraceError
 from .events import Event
-from .joins import WITH_SHORTCUT, Join, Reject, Unit, aggregation, chains_of, join_at, joined, joins_of, placeholders
+from .joins import (
+    WITH_SHORTCUT,
+    WITHIN,
+    Join,
+    Reject,
+    Unit,
+    aggregation,
+    chains_of,
+    join_at,
+    joined,
+    joins_of,
+    placeholders,
+)
 from .records import original_class
+
+OUTSIDE = "a convolution outside of all units: of a stem, a downsampling or a head"
+HOLDER = "joins branches that hold whole units; those get the SEs"
 
 
 @dataclass
@@ -62,7 +77,36 @@ def recognise(anatomy: Anatomy) -> Units:
     if not units.found and not units.closed:
         _plain(anatomy, units)
     units.found.sort(key=lambda unit: (unit.end, unit.start, unit.number))
+    _leave_heads(anatomy, units)
+    _outside(anatomy, units)
     return units
+
+
+def _leave_heads(anatomy: Anatomy, units: Units) -> None:
+    """Leave out what is behind the backbone of a detection or segmentation network, and maps that are the outputs."""
+    if isinstance(anatomy.look.modules.get("backbone"), nn.Module):
+        heads = [unit for unit in units.found if not is_under(unit.path, "backbone")]
+        units.found = [unit for unit in units.found if unit not in heads]
+        units.rejected += [Reject(unit.path, "in a head behind the backbone") for unit in heads]
+    last = next((event for event in reversed(anatomy.look.events) if event.kind in ("conv", "linear")), None)
+    output = anatomy.look.calls[""][0].output
+    for unit in [unit for unit in units.found if unit.kind == "plain" and unit.convolution is last]:
+        if isinstance(output, Tensor) and last is not None and tuple(output.shape[1:]) == last.shape[1:2]:
+            units.found.remove(unit)
+            units.rejected.append(Reject(last.path, "its channels are the outputs of the model"))
+
+
+def _outside(anatomy: Anatomy, units: Units) -> None:
+    """Name the convolutions with k > 1 that are in no unit, so that nothing vanishes."""
+    named = {reject.path for reject in units.rejected}
+    paths = {unit.path for unit in units.found}
+    for event in anatomy.look.events:
+        if event.kind != "conv" or not (event.wide and event.spatial and anatomy.look.learns(event.path)):
+            continue
+        if event.path in named or any(above in paths for above in (event.path, *parents(event.path)) if above):
+            continue
+        if not any(unit.calls(event.path) or unit.convolution is event for unit in units.found):
+            units.rejected.append(Reject(event.path, OUTSIDE))
 
 
 def _owners(anatomy: Anatomy) -> list[str]:
@@ -73,19 +117,25 @@ def _owners(anatomy: Anatomy) -> list[str]:
 
 
 def _resolve_nesting(units: Units) -> list[Unit]:
-    """Of units inside one another keep the inner ones where those are whole residual units, else the outer one."""
+    """Of units inside one another keep the inner ones where those are whole residual units, else the outer one.
+
+    A residual branch that holds a single residual is a block with an attention module of that form (BAT) in it; with
+    several it is a group of blocks.
+    """
     kept = list(units.found)
     by_depth = sorted(units.found, key=lambda unit: unit.path.count(".") if unit.path else -1)
     for outer in by_depth:
         if outer not in kept or outer.kind == "dense":
             continue
         inner = [unit for unit in kept if is_under(unit.path, outer.path) and outer.calls(unit.path)]
-        if any(unit.kind == "residual" for unit in inner):
+        whole = sum(unit.kind == "residual" for unit in inner)
+        if whole > 1 or (whole and outer.kind != "residual"):
             kept.remove(outer)
-            units.rejected.append(Reject(outer.path, "joins branches that hold whole units; those get the SEs"))
+            units.rejected.append(Reject(outer.path, HOLDER))
             continue
         for unit in inner:
             kept.remove(unit)
+            units.rejected.append(Reject(unit.path, WITHIN))
     return kept
 
 
@@ -110,6 +160,7 @@ def _same_class(anatomy: Anatomy, units: Units) -> None:
     """Blocks of a class that elsewhere has a shortcut, and have none themselves: strided inverted residuals."""
     seen = anatomy.look
     classes = {_class_of(unit) for unit in units.found if unit.kind in WITH_SHORTCUT and unit.path} - {nn.Sequential}
+    _open_holders(anatomy, units, classes)
     # ShuffleNet's strided units look like a concatenation of parallel branches; their class says what they are.
     strided = [unit for unit in units.found if unit.kind == "inception" and _class_of(unit) in classes]
     units.found = [unit for unit in units.found if unit not in strided]
@@ -125,6 +176,15 @@ def _same_class(anatomy: Anatomy, units: Units) -> None:
             if "c" in script and "a" in script:
                 found.append(unit)
     units.found += found
+
+
+def _open_holders(anatomy: Anatomy, units: Units, classes: set[type[nn.Module]]) -> None:
+    """Give up parallel branches that hold blocks of such a class (the last stage of CSPNeXt) for those blocks."""
+    blocks = [path for path, module in anatomy.look.modules.items() if original_class(module) in classes]
+    for unit in [unit for unit in units.found if unit.kind == "inception"]:
+        if any(is_under(path, unit.path) and unit.calls(path) for path in blocks):
+            units.found.remove(unit)
+            units.rejected.append(Reject(unit.path, HOLDER))
 
 
 def _class_of(unit: Unit) -> type[nn.Module]:

@@ -237,7 +237,8 @@ def test_inspect_a_name():
     assert (data["parameters"], data["with_statistics"]) == (11_689_512, 11_699_112)
     assert data["stages"] == [{"stage": stage, "units": {"residual": 2}} for stage in (1, 2, 3, 4)]
     assert data["places"] == {**dict.fromkeys(("standard", "pre", "post", "identity", "inner"), 8), "inception": 0}
-    assert data["existing"] == data["rejected"] == data["operations"] == []
+    assert data["existing"] == data["operations"] == []
+    assert [reject["unit"] for reject in data["rejected"]] == ["conv1"]
     stdout, _ = call("inspect", "resnet18")
     for part in ("resnet18 (ResNet), 4 stages", "11,689,512", "8 units", "Units with a place", "0 SEs"):
         assert part in stdout

@@ -69,7 +69,8 @@ def directly(se: SqueezeExcite, spec: SESpec, x: Tensor, channel: int, positions
 
 def check_against_formulas(layout: str, **options: object) -> None:
     shape, channel, positions = LAYOUTS[layout]
-    spec = SESpec(channels=6, rd_channels=3, channels_last=layout.endswith("last"), **options)
+    dims = 3 if layout.startswith("volumes") else 2
+    spec = SESpec(channels=6, rd_channels=3, channels_last=layout.endswith("last"), dims=dims, **options)
     se = trained(spec)
     x = torch.randn(shape, dtype=torch.float64)
     expected = directly(se, spec, x, channel, positions)
@@ -380,6 +381,7 @@ PRINTED = {
     "max": (SESpec(64, 4, squeeze="max"), ["squeeze='max'"]),
     "scaled": (SESpec(64, 4, gate_scale=2.0), ["gate_scale=2"]),
     "last": (SESpec(64, 4, channels_last=True), ["channels_last=True"]),
+    "volumes": (SESpec(64, 4, dims=3), ["dims=3"]),
 }
 
 

@@ -81,6 +81,14 @@ TIMM = (
     Row("repvit_m0_9", five(20 + 3 * 2, inner=0), existing="stack"),
     Row("densenet121", DENSENET121),
     Row("dpn68", five(3 + 4 + 12 + 3)),
+    # 1 tree of 2 blocks, 2 trees of 2, 2 of 2, 1 of 2; their roots only join.
+    Row("dla34", five(2 + 4 + 4 + 2)),
+    # 2, 2, 2, 2 bottlenecks; their bilinear attention is a residual of its own, inside the branch.
+    Row("bat_resnext26ts", five(8), size=(3, 256, 256)),
+    # A stage has one block; the last stage's has no shortcut.
+    Row("cspnext_tiny", five(1 + 1 + 1 + 1, identity=3)),
+    # 1, 1, 5, 8, 1 plain blocks; the SE stands before the activation.
+    Row("repvgg_a0", {"standard": 1 + 2 + 4 + 14 + 1}),
     Row("convnext_atto", five(2 + 2 + 6 + 2)),
     Row("convnext_atto:half", five(12)),
     Row("nf_resnet50", RESNET50),

@@ -478,9 +478,103 @@ class OwnSlot(Trunk):
         super().__init__(OwnSlotBlock(8), OwnSlotBlock(8))
 
 
+class UNet(nn.Module):
+    """A U-Net in one forward: its skip connection joins two resolutions' ways, and every convolution is a unit."""
+
+    SIZE = (3, 16, 16)
+    PLACES: ClassVar[dict[str, int]] = {"standard": 3}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.bottom, self.up = conv(3, 8), conv(8, 16, stride=2), conv(24, 8)
+        self.act = nn.ModuleList(nn.ReLU() for _ in range(3))
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.act[0](self.down(x))
+        deep = F.interpolate(self.act[1](self.bottom(skip)), scale_factor=2)
+        return self.head(self.act[2](self.up(torch.cat([deep, skip], 1))))
+
+
+class AllConvolutional(nn.Module):
+    """A net whose last convolution makes the class scores (network in network): those get no gate."""
+
+    SIZE = (3, 16, 16)
+    PLACES: ClassVar[dict[str, int]] = {"standard": 2}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = conv(3, 8), conv(8, 16, stride=2), conv(16, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv3(F.relu(self.conv2(F.relu(self.conv1(x)))))).mean((2, 3))
+
+
+class Segmenter(nn.Module):
+    """A backbone and a head that is a residual block of classes: only the backbone is operated on."""
+
+    SIZE = (3, 16, 16)
+    PLACES = five(2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(conv(3, 8), Basic(8, 8), Basic(8, 8))
+        self.head = Basic(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.backbone(x))
+
+
+class InnerAttentionBlock(nn.Module):
+    """A residual branch with an attention module in it that is a residual itself (bilinear attention)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.act, self.attn, self.conv2 = conv(channels, 8), nn.ReLU(), Basic(8, 8), conv(8, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(self.attn(self.act(self.conv1(x))))
+
+
+class InnerAttention(Trunk):
+    """Two of them: the branch is the unit, whatever is inside."""
+
+    PLACES = five(2)
+
+    def __init__(self) -> None:
+        super().__init__(InnerAttentionBlock(8), InnerAttentionBlock(8))
+
+
+class ShortcutGiven(nn.Module):
+    """A block that is given its shortcut beside its input (deep layer aggregation)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.act, self.conv2 = conv(channels, channels), nn.ReLU(), conv(channels, channels)
+
+    def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        return self.act(self.conv2(self.act(self.conv1(x))) + shortcut)
+
+
+class Aggregated(nn.Module):
+    """One such block."""
+
+    SIZE = (3, 16, 16)
+    PLACES = five(1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.project, self.block, self.fc = conv(3, 8), conv(8, 8, 1), ShortcutGiven(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.fc(self.block(x, self.project(x)).mean((2, 3)))
+
+
 SOUND = (
     *(Digits, RootAdds, Functional, WriteUps, PlainSequential, PreActivation, ForkedInPlace, OddlyCalled),
     *(FunctionalDropout, FunctionalDropPath, TwoUnits, NHWC, Planes, Volumes, OwnSlot),
+    *(UNet, AllConvolutional, Segmenter, InnerAttention, Aggregated),
 )
 
 
