@@ -258,7 +258,8 @@ def unplaced_reason(plan: Plan) -> SurgeryError:
             f"Give it a forward that does not depend on its inputs' values, or operate on a submodule."
         )
     if not plan.exam.units.found:
-        first = plan.skipped[0] if plan.skipped else None
+        told = [skip for skip in plan.skipped if not skip.unit] or plan.skipped
+        first = told[0] if told else None
         why = f"{first.unit or 'its root'}: {first.reason}" if first else "no convolution is followed by an activation"
         return PlacementError(
             f"{plan.model} has no convolutional unit ({why}). "

@@ -33,7 +33,16 @@ def recipe_of(model: nn.Module, base: str | None = None, base_args: Mapping[str,
         model: A model; one that was never operated on has a recipe without operations.
         base: Name of its base: `resnet50` (timm) or `torchvision/resnet50`.
         base_args: Arguments the base was created with.
+
+    Raises:
+        SurgeryError: A part of the model was operated on by itself, or the model is wrapped.
     """
+    part = next((path for path, module in model.named_modules() if path and OPERATIONS in module.__dict__), None)
+    if part is not None:
+        raise SurgeryError(
+            f"{part!r} of this {type(model).__name__} was operated on by itself, so that the recipe of the whole would "
+            f"lack it. Give the recipe of that part: recipe_of(model.{part})."
+        )
     operations = [dict(operation) for operation in model.__dict__.get(OPERATIONS, [])]
     return {
         "format": FORMAT,

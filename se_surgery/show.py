@@ -25,8 +25,8 @@ from .options import Options
 
 if TYPE_CHECKING:
     from .exam import Exam
-    from .plan import Plan, Site
-from .units import OUTSIDE
+    from .outside import OUTSIDE
+from .plan import Plan, Site
 
 # Columns apart by spaces, a rule under the header; ASCII, because a pipe may not take anything else.
 _BOX = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)

@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import nn
 
 from .anatomy import Anatomy, Block, is_under, parents
 from .behind import after_convolution
@@ -32,9 +32,9 @@ from .joins import (
     joins_of,
     placeholders,
 )
+from .outside import ON_TOKENS, in_heads, outside, works_on_tokens
 from .records import original_class
 
-OUTSIDE = "a convolution outside of all units: of a stem, a downsampling or a head"
 HOLDER = "joins branches that hold whole units; those get the SEs"
 
 
@@ -73,40 +73,18 @@ def recognise(anatomy: Anatomy) -> Units:
     units.found = _resolve_nesting(units)
     _same_class(anatomy, units)
     _separable(anatomy, units)
+    if not units.found and works_on_tokens(anatomy.look):
+        units.closed = []
+        units.rejected.append(Reject("", ON_TOKENS))
     # A network whose blocks cannot be looked into is not a plain one.
-    if not units.found and not units.closed:
+    elif not units.found and not units.closed:
         _plain(anatomy, units)
     units.found.sort(key=lambda unit: (unit.end, unit.start, unit.number))
-    _leave_heads(anatomy, units)
-    _outside(anatomy, units)
+    for unit, reject in list(in_heads(anatomy.look, units.found)):
+        units.found.remove(unit)
+        units.rejected.append(reject)
+    units.rejected += list(outside(anatomy.look, units.found, units.rejected))
     return units
-
-
-def _leave_heads(anatomy: Anatomy, units: Units) -> None:
-    """Leave out what is behind the backbone of a detection or segmentation network, and maps that are the outputs."""
-    if isinstance(anatomy.look.modules.get("backbone"), nn.Module):
-        heads = [unit for unit in units.found if not is_under(unit.path, "backbone")]
-        units.found = [unit for unit in units.found if unit not in heads]
-        units.rejected += [Reject(unit.path, "in a head behind the backbone") for unit in heads]
-    last = next((event for event in reversed(anatomy.look.events) if event.kind in ("conv", "linear")), None)
-    output = anatomy.look.calls[""][0].output
-    for unit in [unit for unit in units.found if unit.kind == "plain" and unit.convolution is last]:
-        if isinstance(output, Tensor) and last is not None and tuple(output.shape[1:]) == last.shape[1:2]:
-            units.found.remove(unit)
-            units.rejected.append(Reject(last.path, "its channels are the outputs of the model"))
-
-
-def _outside(anatomy: Anatomy, units: Units) -> None:
-    """Name the convolutions with k > 1 that are in no unit, so that nothing vanishes."""
-    named = {reject.path for reject in units.rejected}
-    paths = {unit.path for unit in units.found}
-    for event in anatomy.look.events:
-        if event.kind != "conv" or not (event.wide and event.spatial and anatomy.look.learns(event.path)):
-            continue
-        if event.path in named or any(above in paths for above in (event.path, *parents(event.path)) if above):
-            continue
-        if not any(unit.calls(event.path) or unit.convolution is event for unit in units.found):
-            units.rejected.append(Reject(event.path, OUTSIDE))
 
 
 def _owners(anatomy: Anatomy) -> list[str]:

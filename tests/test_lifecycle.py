@@ -645,3 +645,16 @@ def test_verify_sees_what_is_broken(instead):
     block.__class__ = codegen.subclass(timm.models.resnet.BasicBlock, broken)
     with pytest.raises(VerifyError):
         verify(model, (3, 64, 64))
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, torch.optim.swa_utils.AveragedModel], ids=str)
+def test_the_recipe_of_a_wrapped_model_is_refused_and_not_empty(wrap):
+    with pytest.raises(SurgeryError, match=r"was operated on by itself.*recipe_of\(model\."):
+        recipe_of(wrap(operated("resnet18")))
+
+
+def test_the_recipe_of_a_model_with_an_operated_part():
+    model = nn.Sequential(operated("resnet18"), nn.Softmax(1))
+    with pytest.raises(SurgeryError, match=r"'0' of this Sequential"):
+        recipe_of(model)
+    assert len(recipe_of(model[0])["operations"]) == 1

@@ -9,6 +9,7 @@ import functools
 from dataclasses import dataclass
 
 import pytest
+import timm
 import torch
 import toys
 from patients import assert_same, build, calls, copied, images, is_native_se, pass_through, run
@@ -263,3 +264,47 @@ def test_a_placement_the_model_lacks_is_named_with_those_it_has(row):
         named = str(caught.value).rpartition(" has places for: ")[2].rstrip(".").split(", ")
         assert repr(lacking[0]) in str(caught.value)
         assert set(named) == set(expected)
+
+
+TRANSFORMERS = ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mixer_s16_224", "levit_128s", "volo_d1_224")
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_a_transformer_is_refused(name):
+    """Even where it has convolutions, with activations even: they only make its tokens."""
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    plan = plan_se(model)
+    assert plan.sites == () and plan.existing == ()
+    with pytest.raises(PlacementError, match=r"no convolutional unit.*linear ones on tokens.*Give a CNN"):
+        add_se(model)
+
+
+HYBRIDS = {
+    # The residual MBConv and ConvNeXt blocks, and the residual parts of attention blocks that convolve.
+    "coatnext_nano_rw_224": 2 + 2 + 9 + 3,
+    "efficientformer_l1": 14,
+    "visformer_tiny": 15,
+    "edgenext_xx_small": 2 + 2 + 6 + 2,
+}
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_hybrids(name):
+    base = build(name)
+    x = images(base.pretrained_cfg["input_size"], batch=1)
+    model = add_se(copied(base))
+    paths = [path for path, module in model.named_modules() if isinstance(module, SqueezeExcite)]
+    assert len(paths) == HYBRIDS[name]
+    with calls(model, paths) as counts:
+        assert_same(run(model, x), run(base, x))
+    assert set(counts.values()) == {1}
+
+
+def test_every_convolution_is_in_a_unit_or_named():
+    """MobileNetV4's first two stages are plain convolutions: no units, and those with k > 1 are named."""
+    with torch.device("meta"):
+        plan = plan_se(timm.create_model("mobilenetv4_conv_small_035"))
+    skipped = {skip.unit: skip.reason for skip in plan.skipped}
+    assert "outside of all units" in skipped["conv_stem"]
+    assert {path.rpartition(".")[0] for path in skipped if path.startswith("blocks.0")} == {"blocks.0.0"}
