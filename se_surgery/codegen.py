@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx.graph import CodeGen
+from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
 
 from .errors import SurgeryError, TraceError
 from .records import CODE, Edge
@@ -80,16 +82,32 @@ def method_code(forms: Sequence[tuple[Trace, Sequence[Insertion]]]) -> Code:
         names.update(found)
     inserted = {new.name for _, insertions in forms for new in insertions}
     reads = {name: value for traced, _ in forms for name, value in traced.reads if name not in inserted}
-    lines = [f"def {evaluating.method}(self{_parameters(evaluating)}):", *_guards(evaluating), *_watch(reads)]
+    flags = [name for name in RECOMPUTING if reads.get(name) is False]
+    lines = [*_head(evaluating, flags), *_guards(evaluating), *_watch(reads, flags)]
     if bodies[0] == bodies[1]:
         lines += bodies[0]
     else:
         lines += ["    if self.training:", *("    " + line if line else line for line in bodies[1]), *bodies[0]]
-    names |= {"_refuse": refuse_argument, "_changed": refuse_change, "torch": torch}
+    names |= {"_refuse": refuse_argument, "_changed": refuse_change, "_recomputed": recomputed, "torch": torch}
     source = "\n".join(lines) + "\n"
     compiled = compile(source, "<check>", "exec").co_consts
     used = {name for code in compiled if isinstance(code, CodeType) for name in code.co_names}
     return Code(source, tuple(_origin(name, value) for name, value in sorted(names.items()) if name in used))
+
+
+def _head(traced: Trace, flags: Sequence[str]) -> list[str]:
+    """The head of a method; where a flag asks for it, the whole method is computed again in the backward pass."""
+    head = f"(self{_parameters(traced)}):"
+    if not flags:
+        return [f"def {traced.method}{head}"]
+    inner, names = f"_traced_{traced.method}", ", ".join(map(_passed, traced.signature.parameters.values()))
+    return [
+        f"def {traced.method}{head}",
+        f"    if {' or '.join(f'self.{flag}' for flag in flags)}: return _recomputed(self.{inner}, {names})",
+        f"    return self.{inner}({names})",
+        "",
+        f"def {inner}{head}",
+    ]
 
 
 def outer_code(traced: Trace, insertions: Sequence[Insertion]) -> Code | None:
@@ -188,8 +206,9 @@ def _guards(traced: Trace) -> list[str]:
     return lines
 
 
-def _watch(reads: dict[str, Any]) -> list[str]:
+def _watch(reads: dict[str, Any], besides: Sequence[str]) -> list[str]:
     """Refuse to run when an attribute has another value than the one that the graph was made for."""
+    reads = {name: value for name, value in reads.items() if name not in besides}
     if not reads:
         return []
     tests = [
@@ -233,6 +252,16 @@ def refuse_argument(parameter: str, value: Any) -> None:
         f"This block was operated on for calls with another {parameter!r} than {shown}: its forward was traced from "
         f"the call that the model itself makes. Operate with an example_input that makes the call you need."
     )
+
+
+def recomputed(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Called by generated forwards whose block is asked to save memory: what it computes is computed again when needed.
+
+    The block's own forward would do so for a part of it; the values are the same.
+    """
+    # The caller may go on appending to a list that it gave.
+    args, kwargs = pytree.tree_map(lambda leaf: leaf, (args, kwargs))
+    return checkpoint(method, *args, use_reentrant=False, **kwargs)
 
 
 def refuse_change(block: nn.Module, reads: dict[str, Any]) -> None:
@@ -301,6 +330,8 @@ def subclass(base: type[nn.Module], code: Code) -> type[nn.Module]:
     return _classes[key]
 
 
+# Flags by which the blocks of timm, torchvision and others compute themselves again in the backward pass.
+RECOMPUTING = ("memory_efficient", "grad_checkpointing", "use_checkpoint", "with_cp")
 # What timm.utils.reparameterize_model calls on blocks: each changes the children that the generated forward calls.
 FOLDING = ("reparameterize", "fuse", "switch_to_deploy")
 

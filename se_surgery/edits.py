@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from .anatomy import Anatomy
-from .codegen import FOLDING, Code, Insertion, join, method_code, outer_code, subclass
+from .codegen import FOLDING, RECOMPUTING, Code, Insertion, join, method_code, outer_code, subclass
 from .errors import PatientError
 from .records import (
     IMPLANTS,
@@ -26,8 +26,6 @@ from .records import (
     original_state,
 )
 from .trace import shallow_view
-
-_RECOMPUTING = frozenset({"memory_efficient", "grad_checkpointing", "use_checkpoint", "with_cp"})
 
 
 class Journal:
@@ -132,7 +130,7 @@ def _code(anatomy: Anatomy, block: nn.Module, path: str, calls: list[tuple[str, 
         key = tuple((id(traced), insertions) for traced, insertions in forms)
         if key not in anatomy.codes:
             # Flags to recompute, and branches that are folded into one, are what a trace would freeze.
-            changes = _RECOMPUTING & view.__dict__.keys() or any(hasattr(view, name) for name in FOLDING)
+            changes = any(name in view.__dict__ for name in RECOMPUTING) or any(hasattr(view, name) for name in FOLDING)
             outer = outer_code(*forms[0]) if changes else None
             anatomy.codes[key] = outer or method_code(forms)
         codes.append(anatomy.codes[key])

@@ -170,13 +170,12 @@ def _watched(cls: type[nn.Module], reads: dict[str, Any]) -> type[nn.Module]:
     def __getattribute__(self: nn.Module, name: str) -> Any:
         if name not in _OWN and not name.startswith("__"):
             state = object.__getattribute__(self, "__dict__")
-            held = next((space for space in (state, *(state[g] for g in _GROUPS)) if name in space), {})
-            if name in held and is_plain(held[name]):
-                reads[name] = held[name]
-        return super(watched, self).__getattribute__(name)  # type: ignore[misc]
+            for space in (state, *(state[group] for group in _GROUPS)):
+                if name in space and is_plain(space[name]):
+                    reads[name] = space[name]
+        return cls.__getattribute__(self, name)
 
-    watched = type(cls.__name__, (cls,), {"__getattribute__": __getattribute__, "__qualname__": cls.__qualname__})
-    return watched
+    return type(cls.__name__, (cls,), {"__getattribute__": __getattribute__, "__qualname__": cls.__qualname__})
 
 
 _OWN = frozenset(nn.Module().__dict__)
