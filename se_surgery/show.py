@@ -22,10 +22,10 @@ from rich.text import Text
 
 from .find import SESite
 from .options import Options
+from .outside import OUTSIDE
 
 if TYPE_CHECKING:
     from .exam import Exam
-    from .outside import OUTSIDE
 from .plan import Plan, Site
 
 # Columns apart by spaces, a rule under the header; ASCII, because a pipe may not take anything else.
