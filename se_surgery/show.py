@@ -26,7 +26,7 @@ from .outside import OUTSIDE
 
 if TYPE_CHECKING:
     from .exam import Exam
-from .plan import Plan, Site
+    from .plan import Plan, Site
 
 # Columns apart by spaces, a rule under the header; ASCII, because a pipe may not take anything else.
 _BOX = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
