@@ -134,6 +134,8 @@ class Anatomy:
 def _refuse_instance_forward(view: nn.Module) -> None:
     if "forward" in view.__dict__:
         raise InstanceForwardError("it has a forward of its own on the instance, which a rewritten class cannot reach")
+    if isinstance(view, fx.GraphModule):
+        raise TraceError("it is a graph of torch.fx, which is copied without its class: operate first, then make the graph")
 
 
 def _class_tree(module: nn.Module | None) -> Any:

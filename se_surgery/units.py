@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -83,8 +83,15 @@ def recognise(anatomy: Anatomy) -> Units:
     for unit, reject in list(in_heads(anatomy.look, units.found)):
         units.found.remove(unit)
         units.rejected.append(reject)
+    units.rejected = [_settled(reject, units.found) for reject in units.rejected]
     units.rejected += list(outside(anatomy.look, units.found, units.rejected))
     return units
+
+
+def _settled(reject: Reject, found: list[Unit]) -> Reject:
+    """What cannot be looked into blocks nothing where it lies in a unit's branch (FasterNet's partial convolution)."""
+    inside = reject.blocking and any(unit.path != reject.path and unit.calls(reject.path) for unit in found)
+    return replace(reject, blocking=False) if inside else reject
 
 
 def _owners(anatomy: Anatomy) -> list[str]:

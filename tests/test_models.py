@@ -16,7 +16,7 @@ from patients import assert_same, build, calls, copied, images, is_native_se, pa
 from torch import Tensor, nn
 from toys import five
 
-from se_surgery import PlacementError, SqueezeExcite, add_se, find_se, plan_se
+from se_surgery import PatientError, PlacementError, SqueezeExcite, add_se, find_se, plan_se
 
 PLACEMENTS = ("standard", "pre", "post", "identity", "inner", "inception")
 
@@ -92,6 +92,8 @@ TIMM = (
     Row("repvgg_a0", {"standard": 1 + 2 + 4 + 14 + 1}),
     Row("convnext_atto", five(2 + 2 + 6 + 2)),
     Row("convnext_atto:half", five(12)),
+    # 1, 2, 8, 2 blocks; the k x k convolution is in a module with a forward of its own on the instance.
+    Row("fasternet_t0", five(1 + 2 + 8 + 2, inner=0)),
     Row("nf_resnet50", RESNET50),
     Row("nf_resnet50:half", RESNET50),
     Row("res2net50_26w_4s", RESNET50),
@@ -264,6 +266,13 @@ def test_a_placement_the_model_lacks_is_named_with_those_it_has(row):
         named = str(caught.value).rpartition(" has places for: ")[2].rstrip(".").split(", ")
         assert repr(lacking[0]) in str(caught.value)
         assert set(named) == set(expected)
+
+
+def test_a_graph_of_torch_fx_is_refused():
+    """It is copied without its class: the SEs would be gone from any copy."""
+    model = timm.create_model("resnet18", features_only=True, feature_cls="fx")
+    with pytest.raises(PatientError, match=r"'graph_module'.*operate first, then make the graph"):
+        add_se(model)
 
 
 TRANSFORMERS = ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mixer_s16_224", "levit_128s", "volo_d1_224")
