@@ -1,22 +1,41 @@
 """Stages: which stage of the network a block belongs to.
 
-In: a `Look`. Out: the number of stages and the stage of anything that ended at a given time.
+In: a `Look`, and when each unit ended. Out: the number of stages and the stage of anything that ended at a given time.
 
-timm's `feature_info` names the module that ends each stage; entries before which no block ends (a stem) do not count,
-so ResNet's stages 1..4 are layer1..layer4. Where an entry names no module (HRNet), the top-level modules that hold
-blocks are the stages. Without `feature_info` a stage ends where the resolution falls.
+timm's `feature_info` lists the levels of a network and names the module that ends each. A stage is such a level, and
+what ended since the one before is in it. What stands before the stages, the stem, is none: if it holds units, they go
+with the first stage. A network without `feature_info` has a stage for every resolution that its units leave behind.
 """
 
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from .anatomy import channel_axis
-from .events import Call, Event
+from .anatomy import channel_axis, is_under
+from .events import Call, Event, is_map
 from .look import Look
+
+
+@dataclass(frozen=True)
+class Level:
+    """A stage, as far as one can tell without its units.
+
+    Attributes:
+        end: When it ended, on the look's clock.
+        sure: Whether it counts even where no unit is in it: MobileNetV4's first stages are plain convolutions in the
+            small model and hold units in the larger ones, and a stage has the same number in all of them.
+    """
+
+    end: int
+    sure: bool = False
 
 
 class Stages:
@@ -24,91 +43,145 @@ class Stages:
 
     Args:
         seen: What one forward did.
-        ends: When (on the look's clock) each block ended; stages that hold none of them do not count.
+        ends: When (on the look's clock) each unit ended; none of them is outside the stages, and the last stage is one
+            that holds some.
     """
 
     def __init__(self, seen: Look, ends: list[int]) -> None:
-        marks = _feature_marks(seen)
-        if marks is None:
-            marks = _resolution_marks(seen)
-        held = {min(bisect.bisect_left(marks, end), len(marks) - 1) for end in ends} if marks else set()
-        self._marks = [mark for i, mark in enumerate(marks) if i in held] or [0]
+        levels = _feature_levels(seen, set(ends)) or _resolution_levels(seen, sorted(set(ends)))
+        times = [level.end for level in levels]
+        held = {min(bisect.bisect_left(times, end), len(times) - 1) for end in ends}
+        last = max(held, default=0)
+        kept = [level for i, level in enumerate(levels[: last + 1]) if level.sure or i in held or not held]
+        self._ends = [level.end for level in kept]
 
     @property
     def count(self) -> int:
         """Number of stages."""
-        return len(self._marks)
+        return len(self._ends)
 
     def of(self, end: int) -> int:
         """The stage of something that ended at `end`."""
-        return min(bisect.bisect_left(self._marks, end), len(self._marks) - 1) + 1
+        return min(bisect.bisect_left(self._ends, end), len(self._ends) - 1) + 1
 
 
-def _feature_marks(seen: Look) -> list[int] | None:
-    """When the module of each `feature_info` entry ended, or None where there is none to go by."""
-    info = getattr(seen.model, "feature_info", None)
-    entries = getattr(info, "info", info)
-    if not isinstance(entries, (list, tuple)) or not entries or not all(isinstance(e, dict) for e in entries):
-        return None
-    # A network of one resolution and width may list each of its blocks: they are one stage.
-    levels = [(entry.get("reduction"), entry.get("num_chs")) for entry in entries]
-    entries = [
-        entry
-        for entry, level, following in zip(entries, levels, [*levels[1:], None], strict=True)
-        if level != following
-    ]
-    names = [str(entry.get("module", "")) for entry in entries]
-    if all(name in seen.calls for name in names):
-        return sorted({seen.calls[name][-1].end for name in names})
-    return _top_level_marks(seen, len(entries) - 1)
+def _feature_levels(seen: Look, ends: set[int]) -> list[Level]:
+    """The levels of the one `feature_info` that names modules of this model, or none.
 
-
-def _top_level_marks(seen: Look, count: int) -> list[int] | None:
-    """When each of the root's children (or those of its ModuleLists) that hold a convolution block ended."""
-    root = seen.calls[""][0]
-    blocks = [call for call in root.children if _holds_join(seen, call.start, call.end)]
-    grouped: dict[str, int] = {}
-    for call in blocks:
-        path = call.path
-        top = path.split(".")[0]
-        grouped[top if not isinstance(seen.modules[top], nn.ModuleList) or path.count(".") == 0 else path] = call.end
-    return list(grouped.values())[:count] or None
-
-
-def _holds_join(seen: Look, start: int, end: int) -> bool:
-    return any(e.kind in ("add", "cat") and e.spatial and start < e.clock < end for e in seen.events)
-
-
-def _resolution_marks(seen: Look) -> list[int]:
-    """The last moment of every resolution, in order of execution; maps of one position belong to the one before."""
-    marks: list[int] = []
-    last: Event | None = None
-    for event in (event for event in seen.events if event.spatial and event.transforms):
-        if last is not None and _area(seen, event) < _area(seen, last):
-            marks.append(_closed(seen, last))
-        if last is None or _area(seen, event) <= _area(seen, last):
-            last = event
-    return [*marks, seen.calls[""][0].end]
-
-
-def _area(seen: Look, event: Event) -> int:
-    """Number of positions of a map, channels first or last."""
-    axis = channel_axis(event.shape, seen.size or (1, 1))
-    return math.prod(event.shape[1:-1] if axis == -1 else event.shape[2:])
-
-
-def _closed(seen: Look, last: Event) -> int:
-    """When a resolution was left for good: at the end of the outermost call that did nothing at a lower one after.
-
-    That is the last operation itself, where the module that ran it went on at a lower resolution.
+    It may be that of a network inside the model: of a backbone, or of what timm's `features_only` wraps.
     """
-    end = last.clock
-    call: Call | None = next(c for c in seen.calls[last.path] if c.start < last.clock < c.end)
-    while call is not None and not _falls(seen, call, last):
-        end, call = call.end, call.parent
-    return end
+    found: dict[str, list[Level]] = {}
+    for path, module in seen.modules.items():
+        entries = _entries(module)
+        if entries and not any(is_under(path, outer) for outer in found):
+            levels = _levels(seen, path, entries, ends)
+            found.update({path: levels} if levels else {})
+    return next(iter(found.values())) if len(found) == 1 else []
 
 
-def _falls(seen: Look, call: Call, last: Event) -> bool:
-    later = (e for e in seen.during(call) if e.clock > last.clock and e.spatial and e.transforms)
-    return any(_area(seen, event) < _area(seen, last) for event in later)
+def _entries(module: nn.Module) -> list[dict[str, Any]]:
+    """What a module's `feature_info` lists, be it timm's own class or a plain list."""
+    info = getattr(module, "feature_info", None)
+    listed = getattr(info, "info", info)
+    entries = list(listed) if isinstance(listed, (list, tuple)) else []
+    return entries if all(isinstance(entry, dict) for entry in entries) else []
+
+
+def _levels(seen: Look, holder: str, entries: list[dict[str, Any]], ends: set[int]) -> list[Level]:
+    """The levels that the entries stand for, without the stem's; none where they name no module that ran."""
+    calls = [_call_of(seen, holder, str(entry.get("module", ""))) for entry in entries]
+    # `features_only` leaves out what comes after the last level that it was asked for.
+    while calls and calls[-1] is None:
+        calls.pop()
+    if not calls:
+        return []
+    if len(entries) > 1 and len({(entry.get("reduction"), entry.get("num_chs")) for entry in entries}) == 1:
+        # A network of one resolution and width lists each of its blocks: they are one stage.
+        return [Level(seen.calls[""][0].end)]
+    levels: list[Level] = []
+    for i, call in list(enumerate(calls))[_stem_length(entries) :]:
+        # An entry that names no module (HRNet's first stage) ended when the next one began.
+        end = next(later.start for later in calls[i:] if later) if call is None else _end(call, entries[i], ends)
+        if not levels or end > levels[-1].end:
+            levels.append(Level(end, sure=bool(entries[i].get("stage"))))
+    return levels
+
+
+def _call_of(seen: Look, holder: str, name: str) -> Call | None:
+    """The last call of the module that an entry names; `features_only` renames `stages.0` to `stages_0`."""
+    prefix = holder + "." if holder else ""
+    paths = [prefix + form for form in (name, name.replace(".", "_")) if name and prefix + form in seen.calls]
+    return seen.calls[paths[0]][-1] if paths else None
+
+
+def _stem_length(entries: list[dict[str, Any]]) -> int:
+    """How many of the first entries are the stem's: those outside the module that later ones share (`stages`)."""
+    tops = [str(entry.get("module", "")).partition(".")[0] for entry in entries]
+    top, shared = Counter(tops).most_common(1)[0]
+    return tops.index(top) if shared > 1 else 0
+
+
+def _end(call: Call, entry: dict[str, Any], ends: set[int]) -> int:
+    """When a level ended: with its module, or with the unit whose last module takes the level's maps as its input."""
+    if entry.get("hook_type") != "forward_pre":
+        return call.end
+    return next((outer.end for outer in _upwards(call) if outer.end in ends), call.end)
+
+
+def _upwards(call: Call | None) -> Iterator[Call]:
+    while call is not None:
+        yield call
+        call = call.parent
+
+
+@dataclass(frozen=True)
+class _State:
+    """What the network had come to when a unit ended."""
+
+    area: int
+    channels: int
+    dilation: int
+
+
+def _resolution_levels(seen: Look, ends: list[int]) -> list[Level]:
+    """The levels of a network without `feature_info`: every time its maps get smaller, a new one begins.
+
+    Where dilation stands for the stride, maps stay as large as they were; then the level begins where they last got
+    more channels (the first block of a dilated stage has the dilation of the stage before).
+    """
+    outputs = {call.end: call.output for calls in seen.calls.values() for call in calls}
+    states = [_state(seen, since, end, outputs.get(end)) for since, end in itertools.pairwise([0, *ends])]
+    begins, widened = [0], 0
+    for i, state in enumerate(states[1:], 1):
+        before = states[begins[-1] : i]
+        widened = i if state.channels > states[i - 1].channels else widened
+        if state.area < min(other.area for other in before):
+            begins.append(i)
+        elif state.dilation > max(other.dilation for other in before) and widened > begins[-1]:
+            begins.append(widened)
+    whole = seen.calls[""][0]
+    return [*(Level(_before(seen, ends[i - 1], ends[i])) for i in begins[1:]), Level(whole.end)]
+
+
+def _state(seen: Look, since: int, end: int, output: Any) -> _State:
+    """What the network had come to at `end`, where a module may have returned `output`.
+
+    Maps of one position count as those before them.
+    """
+    events = [e for e in seen.events[: bisect.bisect(seen.clocks, end)] if e.spatial and e.kind != "squeeze"]
+    dilations = [_dilation(seen, event) for event in events if event.clock > since and event.wide]
+    shape = tuple(output.shape) if isinstance(output, Tensor) and is_map(output.shape) else events[-1].shape
+    axis = channel_axis(shape, seen.size or (1, 1)) or 1
+    positions = shape[1:-1] if axis == -1 else shape[2:]
+    return _State(math.prod(positions), shape[axis], max(dilations, default=1))
+
+
+def _dilation(seen: Look, event: Event) -> int:
+    dilation: Any = getattr(seen.modules[event.path], "dilation", 1)
+    return int(max(dilation) if isinstance(dilation, tuple) else dilation)
+
+
+def _before(seen: Look, end: int, following: int) -> int:
+    """When the outermost module began that holds the unit which ended at `following` and not the one before it."""
+    calls = (call for calls in seen.calls.values() for call in calls)
+    return min((call.start for call in calls if end < call.start < following <= call.end), default=end)
