@@ -135,7 +135,7 @@ def _refuse_instance_forward(view: nn.Module) -> None:
     if "forward" in view.__dict__:
         raise InstanceForwardError("it has a forward of its own on the instance, which a rewritten class cannot reach")
     if isinstance(view, fx.GraphModule):
-        raise TraceError("it is a graph of torch.fx, which is copied without its class: operate first, then make the graph")
+        raise TraceError("it is a torch.fx graph, which is copied without its class: operate first, then graph it")
 
 
 def _class_tree(module: nn.Module | None) -> Any:

@@ -120,7 +120,8 @@ def refuse_unfit(model: Any) -> None:
         if names or module.__dict__.get("_compiled_call_impl") is not None:
             wrapper = _WRAPPERS[names.pop()] if names else "torch.compile"
             raise PatientError(
-                f"{path or 'the model'!r} is wrapped or compiled by {wrapper}, which has fixed what it runs and synchronises already. "
+                f"{path or 'the model'!r} is wrapped or compiled by {wrapper}, which has fixed what it runs and "
+                f"synchronises already. "
                 f"Operate on the bare model first, then wrap it."
             )
     tensors = (*model.named_parameters(), *model.named_buffers())

@@ -271,7 +271,7 @@ def test_a_placement_the_model_lacks_is_named_with_those_it_has(row):
 def test_a_graph_of_torch_fx_is_refused():
     """It is copied without its class: the SEs would be gone from any copy."""
     model = timm.create_model("resnet18", features_only=True, feature_cls="fx")
-    with pytest.raises(PatientError, match=r"'graph_module'.*operate first, then make the graph"):
+    with pytest.raises(PatientError, match=r"'graph_module'.*operate first, then graph it"):
         add_se(model)
 
 
