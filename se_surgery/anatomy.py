@@ -21,7 +21,7 @@ from .errors import InstanceForwardError, TraceError
 from .events import Call, Event, is_map, kind_of
 from .look import Look, look_again
 from .records import IMPLANTS, OPERATIONS, REPLACED, Edge, original_class, original_state
-from .trace import Trace, replay, shallow_view, trace
+from .trace import Trace, replay, shallow_view, structure, trace, with_bare
 
 # Attributes every module has; they do not tell blocks apart.
 _OWN = frozenset(nn.Module().__dict__) | {"_forward_hooks_with_kwargs", IMPLANTS, REPLACED, OPERATIONS}
@@ -94,7 +94,7 @@ class Anatomy:
             return True
         pair = (id(block.trace), id(training))
         if pair not in self._differs:
-            self._differs[pair] = _structure(block.trace.graph) != _structure(training.graph)
+            self._differs[pair] = structure(block.trace.graph) != structure(training.graph)
         return self._differs[pair]
 
     def other_ways(self, path: str) -> list[Block]:
@@ -116,7 +116,8 @@ class Anatomy:
         if key not in self._traces:
             try:
                 _refuse_instance_forward(view)
-                self._traces[key] = trace(view, call, method=method, training=training)
+                traced = trace(view, call, method=method, training=training)
+                self._traces[key] = with_bare(traced, view, call, training)
             except TraceError as error:
                 self._traces[key] = error
         found = self._traces[key]
@@ -150,10 +151,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(_plain(item) for item in value)
     return id(value)
-
-
-def _structure(graph: fx.Graph) -> list[tuple[Any, ...]]:
-    return [(n.op, n.name, n.target, [source.name for source in n.all_input_nodes]) for n in graph.nodes]
 
 
 def _argument_key(call: Call) -> Any:

@@ -197,7 +197,7 @@ def _literal(value: Any) -> str:
 
 def _guards(traced: Trace) -> list[str]:
     """Refuse calls with other constants than those the graph was made for."""
-    lines = []
+    lines = [f"    if isinstance({name}, torch.Tensor): {name} = [{name}]" for name in traced.bare]
     for argument in traced.arguments:
         if argument.node is None:
             differs = "is not" if argument.value is None or isinstance(argument.value, bool) else "!="

@@ -17,7 +17,7 @@ import math
 import operator
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,6 +59,7 @@ class Trace:
         arguments: How the arguments of the call were bound.
         lengths: Length of every list or tuple that holds tensors, by (parameter, steps).
         reads: The plain attributes of the block that the method read, with the values that the graph is made for.
+        bare: Parameters that were given a list of one tensor, and for which that tensor alone does the same.
     """
 
     method: str
@@ -67,6 +68,7 @@ class Trace:
     arguments: tuple[Argument, ...]
     lengths: tuple[tuple[str, tuple[Step, ...], int], ...]
     reads: tuple[tuple[str, Any], ...] = ()
+    bare: tuple[str, ...] = ()
 
 
 class _Proxy(fx.Proxy):
@@ -231,6 +233,44 @@ def trace(block: nn.Module, call: Call, *, method: str = "forward", training: bo
     if not torch.equal(drawn[0], now[0]) or drawn[1] != now[1]:
         raise TraceError("its forward draws random numbers of its own, which a graph of it would draw only once")
     return Trace(method, graph, signature, tuple(tracer.arguments), tuple(tracer.lengths), tuple(sorted(reads.items())))
+
+
+def with_bare(traced: Trace, block: nn.Module, call: Call, training: bool) -> Trace:
+    """The trace, with the parameters for which a list of one tensor and the tensor itself come to the same graph.
+
+    SelecSLS's blocks take both, and timm's `FeatureListNet` gives the first one the other.
+    """
+    names = tuple(parameter for parameter, steps, length in traced.lengths if not steps and length == 1)
+    if not names:
+        return traced
+    bound = traced.signature.bind(*call.args, **call.kwargs)
+    bound.arguments.update({name: bound.arguments[name][0] for name in names})
+    try:
+        other = trace(
+            block, replace(call, args=bound.args, kwargs=bound.kwargs), method=traced.method, training=training
+        )
+    except TraceError:
+        return traced
+    same = structure(other.graph, constants=True) == structure(traced.graph, constants=True)
+    return replace(traced, bare=names) if same else traced
+
+
+def structure(graph: fx.Graph, constants: bool = False) -> list[tuple[Any, ...]]:
+    """What two graphs have to have in common to be the same one; placeholders may have any names.
+
+    Args:
+        graph: A graph.
+        constants: Whether arguments that are no values of the graph count, too.
+    """
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    names = {node: f"placeholder {inputs.index(node)}" if node in inputs else node.name for node in graph.nodes}
+
+    def given(node: fx.Node) -> Any:
+        if constants:
+            return str(fx.node.map_arg((node.args, node.kwargs), lambda source: names[source]))
+        return [names[source] for source in node.all_input_nodes]
+
+    return [(n.op, names[n], None if n in inputs else n.target, given(n)) for n in graph.nodes]
 
 
 def _first_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ And what changes on purpose after surgery (re-parameterised branches, flags to r
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import pickle
 
@@ -14,6 +15,7 @@ import timm
 import torch
 import toys
 from patients import assert_differs, assert_same, build, calls, copied, images, run
+from timm.models import FeatureListNet
 from torch import Tensor, nn
 
 from se_surgery import SqueezeExcite, SurgeryError, add_se, strip_se
@@ -130,6 +132,17 @@ def test_reparameterise_before_and_after_surgery_come_to_the_same(name):
     assert [path for path, _ in after.named_parameters()] == [path for path, _ in before.named_parameters()]
     (one,), (other,) = run(after, images()), run(before, images())
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_list_of_one_tensor_and_the_tensor_itself():
+    """SelecSLS's first block is given one by its network and the other by timm's feature extractor."""
+    base = build("selecsls42", num_classes=3)
+    model = add_se(copied(base))
+    assert "isinstance(x, torch.Tensor)" in inspect.getsource(type(model.features[0]).forward)
+    flat = functools.partial(FeatureListNet, out_indices=range(len(base.feature_info)), flatten_sequential=True)
+    assert_same(run(flat(model), images()), run(flat(copied(base)), images()))
+    with pytest.raises(SurgeryError, match="another 'x' than 3 items"):
+        model.features[0]([images()] * 3)
 
 
 @pytest.mark.parametrize("name", ["densenet121", "hgnet_tiny"])
