@@ -270,11 +270,22 @@ def unplaced_reason(plan: Plan) -> SurgeryError:
         return PlacementError(
             f"{plan.model} has no place for {options.placement!r} ({_first_reason(plan)}). It has places for: {has}."
         )
+    exam = plan.exam
+    held = sorted({exam.stage_of(unit) for unit in exam.units.found})
+    asked = sorted({resolve_stage(stage, exam.stages.count) for stage in options.stages or held})
+    if not set(asked) & set(held):
+        return NothingToDoError(
+            f"{plan.model} has no unit in {_listed(asked)}: its units are in {_listed(held)}. Name one of those."
+        )
     reasons = dict.fromkeys(skip.reason for skip in plan.skipped)
     return NothingToDoError(
         f"Nothing to do in {plan.model} with placement={options.placement!r}: {'; '.join(list(reasons)[:3])}. "
         f"Widen stages or where, or say with existing what to do where an SE is."
     )
+
+
+def _listed(stages: list[int]) -> str:
+    return f"{'stage' if len(stages) == 1 else 'stages'} {', '.join(map(str, stages))}"
 
 
 def _first_reason(plan: Plan) -> str:

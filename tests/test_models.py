@@ -16,7 +16,7 @@ from patients import assert_same, build, calls, copied, images, is_native_se, pa
 from torch import Tensor, nn
 from toys import five
 
-from se_surgery import PatientError, PlacementError, SqueezeExcite, add_se, find_se, plan_se
+from se_surgery import NothingToDoError, PatientError, PlacementError, SqueezeExcite, add_se, find_se, plan_se
 
 PLACEMENTS = ("standard", "pre", "post", "identity", "inner", "inception")
 
@@ -317,3 +317,10 @@ def test_every_convolution_is_in_a_unit_or_named():
     skipped = {skip.unit: skip.reason for skip in plan.skipped}
     assert "outside of all units" in skipped["conv_stem"]
     assert {path.rpartition(".")[0] for path in skipped if path.startswith("blocks.0")} == {"blocks.0.0"}
+
+
+def test_a_stage_without_units_is_named_with_those_that_hold_some():
+    with torch.device("meta"):
+        model = timm.create_model("mobilenetv4_conv_small_035")
+    with pytest.raises(NothingToDoError, match=r"no unit in stages 1, 2: its units are in stages 3, 4\. Name one"):
+        add_se(model, stages=[1, 2])
