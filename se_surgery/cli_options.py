@@ -80,6 +80,7 @@ Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Fol
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that holds something already.")]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Load the library's weights for the model.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Leave out compilers and exporters.")]
 Size = Annotated[
     Any,
     typer.Option(

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from .compare import same_tensors
 from .cost import multiply_adds, parameters
 from .exam import Exam, find_se
 from .graft import copied
-from .promises import Report, randomise, same_tensors
+from .pair import randomise
+from .promises import Report
 from .show import count, exam_text, table
 
 _SEED = 0

@@ -124,7 +124,7 @@ def test_add_prints_and_writes(tmp_path):
         ["parameters", f"{before:,}", f"{after:,}", f"{plan.params_added:+,}"]
     ]
     assert f"{plan.macs_added:+,}" in counted
-    assert "gates at one, evaluation: outputs are bit-equal to the base's" in stdout
+    assert "forward, evaluation: with gates at one bit-equal to the base" in stdout
     assert outputs(stdout) == ["as it is bit-equal", "normalisations drawn anew bit-equal"]
     assert stdout.endswith(f"Written to {out}.\n")
     for step in ("Building", "Looking", "Running", "Verifying", "Writing"):
@@ -261,9 +261,9 @@ def test_inspect_a_folder(folder, tmp_path):
 
 
 def test_verify(folder):
-    stdout, _ = call("verify", folder)
-    assert "gates at one, training" in stdout and "BROKEN" not in stdout
-    checks = as_json("verify", folder, *SMALL)
+    stdout, _ = call("verify", folder, "--quick")
+    assert "forward, training" in stdout and "BROKEN" not in stdout
+    checks = as_json("verify", folder, "--quick", *SMALL)
     assert {"name", "passed", "detail"} == set(checks[0]) and all(check["passed"] is not False for check in checks)
 
 

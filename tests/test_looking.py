@@ -107,7 +107,7 @@ def test_a_forward_with_side_effects_is_refused_and_nothing_is_written(block):
 
 def test_verify_needs_no_gradients_around_it():
     with torch.no_grad():
-        report = verify(add_se(build("resnet18"), example_input=(3, 64, 64)), (3, 64, 64))
+        report = verify(add_se(build("resnet18"), example_input=(3, 64, 64)), (3, 64, 64), thorough=False)
     assert {check.name: check.passed for check in report.checks}["gradients"] is True
 
 
