@@ -241,8 +241,8 @@ def section_text(table: Table) -> str:
     done, wanted = table.run_representatives()
     text = (
         f"{planned} of {len(table.targets)} names of CNNs in timm and torchvision are planned, each with a site for "
-        f"`standard` or with an SE in every unit already. One for every set of module classes is to be operated on real "
-        f"weights, by every placement: so far {done} of {wanted} such operations were done, and "
+        f"`standard` or with an SE in every unit already. One for every set of module classes is to be operated on "
+        f"real weights, by every placement: so far {done} of {wanted} such operations were done, and "
         f"{table.passed('run')} passed all checks. "
         f"[docs/coverage.md](docs/coverage.md) has every name and what was checked.\n"
     )
