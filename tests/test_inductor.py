@@ -36,14 +36,15 @@ def opened(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 def test_inductor(name, training):
     torch.compiler.reset()
-    model = opened(add_se(build(name, num_classes=5))).train(training)
-    x, compiled = images(), torch.compile(copied(model), fullgraph=True)
+    # In float64: with two images, batch normalisation makes much of another order of the same arithmetic.
+    model = opened(add_se(build(name, num_classes=5))).double().train(training)
+    x, compiled = images().double(), torch.compile(copied(model), fullgraph=True)
     if not training:
         with torch.no_grad():
-            torch.testing.assert_close(compiled(x), model(x), rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-8, atol=1e-10)
         return
     expected, found = model(x), compiled(x)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
     expected.square().sum().backward()
     found.square().sum().backward()
     ses = [path for path, module in model.named_modules() if isinstance(module, SqueezeExcite)]
@@ -55,4 +56,4 @@ def test_inductor(name, training):
         ):
             assert mine.grad.abs().max() > 0
             error = (mine.grad - theirs.grad).abs().max() / mine.grad.abs().max()
-            assert error < 1e-2, f"{path}.{key}: the gradient differs by {error:g} of its largest element"
+            assert error < 1e-6, f"{path}.{key}: the gradient differs by {error:g} of its largest element"

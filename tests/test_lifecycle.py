@@ -647,10 +647,17 @@ def test_verify_sees_what_is_broken(instead):
         verify(model, (3, 64, 64), thorough=False)
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, torch.optim.swa_utils.AveragedModel], ids=str)
+WRAPPERS = {
+    "DataParallel": nn.DataParallel,
+    "compile": torch.compile,
+    "AveragedModel": torch.optim.swa_utils.AveragedModel,
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS, ids=WRAPPERS)
 def test_the_recipe_of_a_wrapped_model_is_refused_and_not_empty(wrap):
     with pytest.raises(SurgeryError, match=r"was operated on by itself.*recipe_of\(model\."):
-        recipe_of(wrap(operated("resnet18")))
+        recipe_of(WRAPPERS[wrap](operated("resnet18")))
 
 
 def test_the_recipe_of_a_model_with_an_operated_part():
