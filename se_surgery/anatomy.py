@@ -341,6 +341,16 @@ def channel_axis(shape: tuple[int, ...], image: tuple[int, ...] = (1, 1)) -> int
     return None if last == first else (1 if last else -1)
 
 
+def positions(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
+    """Spatial size of a batch of maps, given its channel axis.
+
+    Example:
+        >>> positions((2, 64, 7, 5), 1), positions((2, 7, 5, 64), -1)
+        ((7, 5), (7, 5))
+    """
+    return shape[1:-1] if axis == -1 else shape[2:]
+
+
 def _is_proportional(size: tuple[int, ...], image: tuple[int, ...]) -> bool:
     """Whether a map is that image made smaller; each halving may have rounded each side by one."""
     (height, width), (full_height, full_width) = size, image

@@ -200,8 +200,8 @@ def _guards(traced: Trace) -> list[str]:
     lines = [f"    if isinstance({name}, torch.Tensor): {name} = [{name}]" for name in traced.bare]
     for argument in traced.arguments:
         if argument.node is None:
-            differs = "is not" if argument.value is None or isinstance(argument.value, bool) else "!="
-            lines.append(_guard(argument.parameter, argument.steps, "{} " + f"{differs} {_literal(argument.value)}"))
+            test = f"{_differs(argument.value)} {_literal(argument.value)}"
+            lines.append(_guard(argument.parameter, argument.steps, "{} " + test))
     lines += [_guard(parameter, steps, f"len({{}}) != {length}") for parameter, steps, length in traced.lengths]
     return lines
 
@@ -211,12 +211,14 @@ def _watch(reads: dict[str, Any], besides: Sequence[str]) -> list[str]:
     reads = {name: value for name, value in reads.items() if name not in besides}
     if not reads:
         return []
-    tests = [
-        f"self.{name} {'is not' if value is None or isinstance(value, bool) else '!='} {value!r}"
-        for name, value in reads.items()
-    ]
+    tests = [f"self.{name} {_differs(value)} {value!r}" for name, value in reads.items()]
     # TorchScript takes the values when it compiles, and could not compile this.
     return ["    if not torch.jit.is_scripting():", f"        if {' or '.join(tests)}: _changed(self, {reads!r})"]
+
+
+def _differs(value: Any) -> str:
+    """The operator that asks whether something is another value than this one."""
+    return "is not" if value is None or isinstance(value, bool) else "!="
 
 
 def _guard(parameter: str, steps: tuple[Any, ...], test: str) -> str:

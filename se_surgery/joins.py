@@ -13,7 +13,7 @@ from functools import cached_property
 
 from torch import fx
 
-from .anatomy import Block, channel_axis, is_under, no_activation_after_convolution
+from .anatomy import Block, channel_axis, is_under, no_activation_after_convolution, positions
 from .events import Event
 
 # The kinds of units that have a shortcut.
@@ -328,7 +328,7 @@ RULES: tuple[Callable[[Join], Answer], ...] = (
 def area(block: Block, node: fx.Node) -> int:
     """Number of positions of a node's map."""
     shape = tuple(block.value(node).shape)
-    return math.prod(shape[1:-1] if channel_axis(shape, block.look.size or (1, 1)) == -1 else shape[2:])
+    return math.prod(positions(shape, channel_axis(shape, block.look.size or (1, 1))))
 
 
 def joined(kind: str, join: Join, branch: Operand | None = None, other: Operand | None = None) -> Unit:

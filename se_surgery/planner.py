@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from .anatomy import Block, is_under
+from .anatomy import Block, is_under, positions
 from .errors import NothingToDoError, PatientError, PlacementError, SurgeryError
 from .exam import Exam
 from .excite import SESpec, hidden_channels
@@ -181,7 +181,7 @@ class _Planner:
             attn=options.attn,
         )
         path = f"{edge.owner}.{name}" if edge.owner else name
-        size = edge.shape[1:-1] if channels_last else edge.shape[2:]
+        size = positions(edge.shape, edge.axis)
         return Site(path, unit.path, unit.kind, options.placement, stage, size, spec, edges, fills, replaced)
 
     def _free_name(self, host: Block, replaced: tuple[str, ...]) -> str:

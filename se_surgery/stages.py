@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .anatomy import channel_axis, is_under
+from .anatomy import channel_axis, is_under, positions
 from .events import Call, Event, is_map
 from .look import Look
 
@@ -172,8 +172,7 @@ def _state(seen: Look, since: int, end: int, output: Any) -> _State:
     dilations = [_dilation(seen, event) for event in events if event.clock > since and event.wide]
     shape = tuple(output.shape) if isinstance(output, Tensor) and is_map(output.shape) else events[-1].shape
     axis = channel_axis(shape, seen.size or (1, 1)) or 1
-    positions = shape[1:-1] if axis == -1 else shape[2:]
-    return _State(math.prod(positions), shape[axis], max(dilations, default=1))
+    return _State(math.prod(positions(shape, axis)), shape[axis], max(dilations, default=1))
 
 
 def _dilation(seen: Look, event: Event) -> int:

@@ -262,8 +262,9 @@ def structure(graph: fx.Graph, constants: bool = False) -> list[tuple[Any, ...]]
         graph: A graph.
         constants: Whether arguments that are no values of the graph count, too.
     """
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    names = {node: f"placeholder {inputs.index(node)}" if node in inputs else node.name for node in graph.nodes}
+    names = {node: node.name for node in graph.nodes}
+    inputs = {node: f"placeholder {i}" for i, node in enumerate(n for n in names if n.op == "placeholder")}
+    names |= inputs
 
     def given(node: fx.Node) -> Any:
         if constants:
