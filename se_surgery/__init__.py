@@ -6,6 +6,7 @@
 """
 
 from .errors import (
+    ArtefactError,
     NothingToDoError,
     OptionError,
     PatientError,
@@ -29,6 +30,7 @@ from .strip import strip_se
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArtefactError",
     "NothingToDoError",
     "OptionError",
     "PatientError",

@@ -44,3 +44,7 @@ class InstanceForwardError(TraceError):
 
 class VerifyError(SurgeryError):
     """A promise about an operated model does not hold."""
+
+
+class ArtefactError(SurgeryError):
+    """A saved model is damaged, incomplete, or not what it says it is."""
