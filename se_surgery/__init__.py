@@ -25,6 +25,7 @@ from .plan import Plan, Site, Skipped
 from .planner import plan_se
 from .promises import Report, verify
 from .recipe import apply_recipe, recipe_of
+from .se_models import register_se, unregister_se
 from .strip import strip_se
 
 __version__ = "0.1.0"
@@ -52,6 +53,8 @@ __all__ = [
     "find_se",
     "plan_se",
     "recipe_of",
+    "register_se",
     "strip_se",
+    "unregister_se",
     "verify",
 ]

@@ -1,23 +1,29 @@
 """Bases: models by name, `resnet50` of timm or `torchvision/resnet50`.
 
 In: a name. Out: a fresh model. Names are looked up in the two libraries' own lists and nowhere else: a name never
-becomes a path, a download from elsewhere, or an import.
+becomes a path, a download from elsewhere, or an import. Names that this library registered are no bases.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
 import timm
 from torch import nn
 
+from . import tv
 from .errors import OptionError, SurgeryError
 
 TORCHVISION = "torchvision/"
+# The module whose names are this library's own, as timm calls it: `timm.list_models(module="se_models")`.
+OWN_MODULE = "se_models"
+# Arguments that name weights, files or addresses, or change what is promised of the result. A recipe or configuration
+# that somebody else wrote must not make this machine read or fetch anything.
+_REFUSED = frozenset("checkpoint_path weights weights_backbone".split())
 
 
 def create_base(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -26,7 +32,8 @@ def create_base(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module
     Args:
         name: `resnet50`, or with a weights tag `resnet50.a1_in1k` (timm); `torchvision/resnet50`.
         pretrained: Whether to load the library's weights for it; torchvision's are those called `DEFAULT`.
-        kwargs: Arguments of timm's or torchvision's function for that model: `in_chans=1`, `num_classes=10`, ...
+        kwargs: Arguments of timm's or torchvision's function for that model: `in_chans=1`, `num_classes=10`, ... The
+            classifiers of torchvision take `num_classes`, `in_chans` and `features_only` as timm's do.
 
     Raises:
         SurgeryError: There is no such name, the arguments do not fit, or the weights cannot be had.
@@ -36,8 +43,11 @@ def create_base(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module
         Linear(in_features=512, out_features=10, bias=True)
     """
     create = _creator(name)
+    refuse_arguments(kwargs)
     try:
         return create(pretrained, kwargs)
+    except SurgeryError:
+        raise
     # What a model's function raises for arguments it was not made for, and what the hub's client raises for whatever
     # its transport raises, have no class in common. Without either it is the library's own mistake.
     except Exception as error:
@@ -66,7 +76,22 @@ def is_base(name: str) -> bool:
         torchvision = _torchvision()
         return torchvision is not None and name.removeprefix(TORCHVISION) in torchvision.list_models()
     # timm drops what stands before a slash or a colon of its own schemes; `name` has to be the model's name itself.
-    return not set(name) & set("/\\:") and bool(timm.is_model(name)) and _has_tag(name)
+    own = timm.models.is_model_in_modules(name.partition(".")[0], [OWN_MODULE])
+    return not set(name) & set("/\\:") and bool(timm.is_model(name)) and _has_tag(name) and not own
+
+
+def refuse_arguments(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that would read a file, or fetch something, besides the weights that are asked for.
+
+    Raises:
+        OptionError: There is one.
+    """
+    refused = sorted(_REFUSED & arguments.keys())
+    if refused:
+        raise OptionError(
+            f"A base cannot be created with {refused[0]!r}. Leave it out: pretrained and pretrained_cfg say which "
+            f"weights it takes."
+        )
 
 
 def _has_tag(name: str) -> bool:
@@ -95,9 +120,7 @@ def _from_torchvision(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn
     torchvision = _torchvision()
     if torchvision is None:
         raise OptionError("torchvision is gone. Install it with: pip install 'se-surgery[torchvision]'.")
-    weights = {"weights": "DEFAULT"} if pretrained else {}
-    model: nn.Module = torchvision.get_model(name, **{**weights, **kwargs})
-    return model
+    return tv.create(torchvision, name, pretrained, **kwargs)
 
 
 def _torchvision() -> ModuleType | None:
@@ -136,4 +159,6 @@ def _close(name: str) -> list[str]:
 
 
 def _all(pretrained: bool, kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {"pretrained": True, **kwargs} if pretrained else kwargs
+    """What to show of a call: arguments that are there, and not those that hold whole state dicts."""
+    shown = {key: value for key, value in kwargs.items() if value is not None and not key.startswith("pretrained_cfg")}
+    return {"pretrained": True, **shown} if pretrained else shown

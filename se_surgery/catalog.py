@@ -1,11 +1,19 @@
-"""Where the recipes that are shipped by name are found.
+"""Catalog: what is shipped by name.
 
-In: nothing but where this file lies. Out: the folder of the recipes, and the names it holds. What is in a recipe is
-not read here. An installed wheel carries the folder inside the package, a checkout (uninstalled, or installed with
-``pip install -e``) has it next to the package.
+In: nothing but where this file lies. Out: the recipes in `registry/`, and the bases that get a name `se_<base>`. An
+installed wheel carries the recipes inside the package; a checkout (uninstalled, or installed with ``pip install -e``)
+has their folder next to the package. What is in a recipe is checked when it is used.
 """
 
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from .errors import OptionError, SurgeryError
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -37,3 +45,40 @@ def recipe_names() -> list[str]:
         The stems of the recipe files, sorted. A stem is the name that ``timm.create_model`` takes.
     """
     return sorted(path.stem for path in registry_dir().glob("*.json"))
+
+
+def shipped_recipe(name: str) -> dict[str, Any]:
+    """Read the recipe of a model shipped by name.
+
+    Raises:
+        SurgeryError: There is none of that name, or its file is damaged.
+
+    Example:
+        >>> shipped_recipe("se_resnet50_pre")["base"]
+        'resnet50'
+    """
+    if name not in recipe_names():
+        raise OptionError(f"There is no recipe {name!r}. Take one of {', '.join(recipe_names())}.")
+    try:
+        recipe = json.loads((registry_dir() / f"{name}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SurgeryError(f"The recipe {name!r} cannot be read ({error}). Reinstall se-surgery.") from error
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("base"), str):
+        raise SurgeryError(f"The recipe {name!r} names no base. Reinstall se-surgery, or mend the file.")
+    return recipe
+
+
+@functools.cache
+def named_bases() -> Mapping[str, Any]:
+    """The bases that have a place for one more SE: `timm`, a list of names, and `torchvision`, facts by name.
+
+    `python -m benchmarks.names` writes the file, from the coverage of the whole zoo.
+    """
+    names: dict[str, Any] = json.loads((_PACKAGE / "names.json").read_text(encoding="utf-8"))
+    return names
+
+
+def torchvision_facts(name: str) -> Mapping[str, Any] | None:
+    """What timm's configurations would say of one of torchvision's networks, or None where nothing is known."""
+    facts: Mapping[str, Any] | None = named_bases()["torchvision"].get(name)
+    return facts

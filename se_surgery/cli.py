@@ -171,7 +171,7 @@ def add(
     if not all(equal.values()) and init == "identity" and not any(site.replaces for site in planned.sites):
         raise SurgeryError(f"The outputs of {model!r} have changed. Nothing was written; please report this as a bug.")
     _write(patient, output, overwrite)
-    data = {"plan": planned.to_dict(), **costs(before, after), "outputs_equal": equal, "checks": checks(report)}
+    data = {**planned.to_dict(), **costs(before, after), "outputs_equal": equal, "checks": checks(report)}
     parts = [plan_text(planned), costs_text(before, after), f"Verified\n{report}", outputs_text(equal)]
     _say(as_json, {**data, "output": str(output)}, "\n\n".join([*parts, f"Written to {output}."]))
 

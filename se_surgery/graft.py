@@ -19,7 +19,7 @@ from .errors import OptionError, PatientError, SurgeryError
 from .exam import Exam
 from .excite import build
 from .options import check_options, option_arguments
-from .plan import Plan, Site, options_to_dict, site_to_dict
+from .plan import Plan, Site, operation_of
 from .planner import make_plan, unplaced_reason
 from .records import ABSENT, IMPLANTS, REPLACED, Implant, implants
 
@@ -140,7 +140,7 @@ def graft(model: nn.Module, plan: Plan) -> nn.Module:
         for host in dict.fromkeys(hosts):
             rewrite(journal, plan.exam.anatomy, host)
         _check_keys(model, keys, plan)
-        record_operation(journal, model, plan)
+        append_operation(journal, model, operation_of(plan))
     return model
 
 
@@ -205,13 +205,3 @@ def _check_keys(model: nn.Module, before: set[str], plan: Plan) -> None:
     lost = sorted(key for key in before - set(model.state_dict().keys()) if not key.startswith(gone))
     if lost:
         raise SurgeryError(f"The surgery would lose the state-dict key {lost[0]!r}. Please report this as a bug.")
-
-
-def record_operation(journal: Journal, model: nn.Module, plan: Plan) -> None:
-    """Write the operation down on the model, so that it can be done again on a fresh base."""
-    operation = {
-        "op": "add",
-        "options": options_to_dict(plan.options),
-        "sites": [site_to_dict(site) for site in plan.sites],
-    }
-    append_operation(journal, model, operation)

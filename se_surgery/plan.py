@@ -6,8 +6,9 @@ Every candidate is in it: as a site, as an SE that is there, or as skipped with 
 
 from __future__ import annotations
 
+import glob
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -17,6 +18,7 @@ from .excite import SESpec, multiply_adds, parameter_count
 from .find import SESite
 from .options import Options
 from .records import Edge
+from .schema import FORMAT, VERSION
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Plan:
 
     Attributes:
         model: Name of the model's class, or of its timm architecture.
+        base: Name of the base, if the model knows it: see `records.base_of`.
         options: What was asked for.
         sites: The SEs to be put in, in order of execution.
         existing: The SEs that are there already.
@@ -115,6 +118,7 @@ class Plan:
     """
 
     model: str
+    base: str | None
     options: Options
     sites: tuple[Site, ...]
     existing: tuple[SESite, ...]
@@ -145,20 +149,26 @@ class Plan:
         return self.exam.places
 
     def to_json(self, **dump: Any) -> str:
-        """The plan as JSON: what was asked for, and what came of it."""
+        """The plan as JSON: a recipe that `apply_recipe` takes, and under `plan` what else the plan tells."""
         return json.dumps(self.to_dict(), **dump)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as plain data."""
+        """The plan as plain data, in the form of a recipe; one without sites has no operation."""
         return {
-            "model": self.model,
-            "options": options_to_dict(self.options),
-            "sites": [site_to_dict(site) for site in self.sites],
-            "existing": [asdict(site) for site in self.existing],
-            "skipped": [asdict(skipped) for skipped in self.skipped],
-            "params_before": self.params_before,
-            "params_added": self.params_added,
-            "macs_added": self.macs_added,
+            "format": FORMAT,
+            "version": VERSION,
+            "base": self.base,
+            "base_args": {},
+            "operations": [operation_of(self)] if self.sites else [],
+            "plan": {
+                "model": self.model,
+                "options": options_to_dict(self.options, self.sites),
+                "existing": [asdict(site) for site in self.existing],
+                "skipped": [asdict(skipped) for skipped in self.skipped],
+                "params_before": self.params_before,
+                "params_added": self.params_added,
+                "macs_added": self.macs_added,
+            },
         }
 
     def __str__(self) -> str:
@@ -167,11 +177,22 @@ class Plan:
         return plan_text(self)
 
 
-def options_to_dict(options: Options) -> dict[str, Any]:
-    """Options as plain data, without `where` (the sites say what came of it)."""
+def operation_of(plan: Plan) -> dict[str, Any]:
+    """What a plan does, as an operation of a recipe."""
+    return {
+        "op": "add",
+        "options": options_to_dict(plan.options, plan.sites),
+        "sites": [site_to_dict(site) for site in plan.sites],
+    }
+
+
+def options_to_dict(options: Options, sites: Iterable[Site]) -> dict[str, Any]:
+    """Options as plain data; a predicate as `where` becomes the paths that it took."""
     data = asdict(replace(options, where=None, r=0))
-    del data["where"]
-    r = options.r
+    r, where = options.r, options.where
+    if callable(where):
+        where = [glob.escape(site.path) for site in sites]
+    data["where"] = [where] if isinstance(where, str) else list(where) if where else None
     data["r"] = {str(stage): ratio for stage, ratio in r.items()} if isinstance(r, Mapping) else r
     data["stages"] = list(options.stages) if options.stages else None
     data["bias"] = list(options.bias)

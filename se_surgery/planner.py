@@ -21,7 +21,7 @@ from .joins import Unit
 from .options import Options, check_options, matches, option_arguments, resolve_stage
 from .placements import NoPlace, places
 from .plan import Plan, Site, Skipped
-from .records import Edge, implants, is_implant
+from .records import Edge, base_of, implants, is_implant
 
 
 def plan_se(
@@ -116,6 +116,7 @@ class _Planner:
         name = config.get("architecture") if isinstance(config, dict) else None
         return Plan(
             model=name or type(model).__name__,
+            base=base_of(model),
             options=self.options,
             sites=tuple(self.sites),
             existing=tuple(self.exam.existing),

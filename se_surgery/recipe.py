@@ -1,12 +1,13 @@
 """Recipe: the operations on a model as plain data, so that they can be done again on a fresh base.
 
 In: an operated model and its base's name, or a recipe and a fresh base. Out: a recipe, or the operated model. A recipe
-holds what was asked and the sites that came of it; a library version that would place them differently says so.
+holds what was asked and the sites that came of it. Doing it again asks the same and compares the sites: where another
+base, or another version of timm or of this library, would place an SE elsewhere, that is an error and no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -18,12 +19,9 @@ from .graft import graft
 from .options import check_options
 from .plan import site_to_dict
 from .planner import make_plan
-from .records import OPERATIONS
-from .strip import remove
-
-FORMAT = "se_surgery.recipe"
-VERSION = 1
-_KEYS = {"format", "version", "base", "base_args", "operations"}
+from .records import OPERATIONS, base_of
+from .schema import FORMAT, VERSION, check_recipe
+from .strip import remove, stripped_to_dict
 
 
 def recipe_of(model: nn.Module, base: str | None = None, base_args: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -31,7 +29,7 @@ def recipe_of(model: nn.Module, base: str | None = None, base_args: Mapping[str,
 
     Args:
         model: A model; one that was never operated on has a recipe without operations.
-        base: Name of its base: `resnet50` (timm) or `torchvision/resnet50`.
+        base: Name of its base: `resnet50` (timm) or `torchvision/resnet50`. By default what the model itself knows.
         base_args: Arguments the base was created with.
 
     Raises:
@@ -47,7 +45,7 @@ def recipe_of(model: nn.Module, base: str | None = None, base_args: Mapping[str,
     return {
         "format": FORMAT,
         "version": VERSION,
-        "base": base,
+        "base": base_of(model) if base is None else base,
         "base_args": dict(base_args or {}),
         "operations": operations,
     }
@@ -58,7 +56,7 @@ def apply_recipe(model: nn.Module, recipe: Mapping[str, Any], example_input: Any
 
     Args:
         model: A fresh base.
-        recipe: The recipe, as `recipe_of` gives it or read from JSON.
+        recipe: The recipe, as `recipe_of` gives it, or read from JSON: a file in `registry/`, `Plan.to_json()`.
         example_input: What to look at the model with, as for `add_se`.
 
     Returns:
@@ -66,86 +64,80 @@ def apply_recipe(model: nn.Module, recipe: Mapping[str, Any], example_input: Any
 
     Raises:
         SurgeryError: The recipe is not one, or its sites would not come out the same.
+
+    Example:
+        >>> recipe = se_surgery.recipe_of(se_surgery.add_se(timm.create_model("resnet18")))
+        >>> model = se_surgery.apply_recipe(timm.create_model("resnet18"), recipe)
     """
     check_recipe(recipe)
+    return replay(model, recipe["operations"], example_input)
+
+
+def replay(model: nn.Module, operations: list[Any], example_input: Any = None, *, partial: bool = False) -> nn.Module:
+    """Do checked operations, all of them or none.
+
+    Args:
+        model: A fresh base.
+        operations: A recipe's.
+        example_input: What to look at the model with.
+        partial: Whether the model is the base without some of its modules, as behind timm's `features_only`, so that
+            sites in what is not there are left out.
+
+    Raises:
+        SurgeryError: The sites would not come out the same.
+    """
     with Journal() as journal:
         for module in model.modules():
             journal.open(module)
-        for number, operation in enumerate(recipe["operations"], 1):
-            _OPERATIONS[operation["op"]](model, operation, number, example_input)
+        for number, operation in enumerate(operations, 1):
+            sites = operation["sites"]
+            if partial:
+                modules = dict(model.named_modules())
+                sites = [site for site in sites if site["path"].rpartition(".")[0] in modules]
+            if sites:
+                _OPERATIONS[operation["op"]](model, {**operation, "sites": sites}, number, example_input, partial)
     return model
 
 
-def check_recipe(recipe: Any) -> None:
-    """Check that something is a recipe this library reads, before anything is built for it.
-
-    Raises:
-        SurgeryError: It is not; the message says why.
-    """
-    if not isinstance(recipe, Mapping) or recipe.get("format") != FORMAT:
-        raise SurgeryError(f"This is not a recipe: its format is not {FORMAT!r}. Give what recipe_of returned.")
-    if recipe.get("version") != VERSION:
-        raise SurgeryError(
-            f"The recipe has version {recipe.get('version')!r}, and this library reads version {VERSION}. "
-            f"Take the version of se-surgery that wrote it."
-        )
-    unknown = sorted(set(recipe) - _KEYS)
-    if unknown:
-        raise SurgeryError(f"The recipe has the unknown key {unknown[0]!r}. Known are {', '.join(sorted(_KEYS))}.")
-    operations = recipe.get("operations")
-    if not isinstance(operations, list):
-        raise SurgeryError(f"The recipe's operations are {operations!r}, not a list. The recipe is damaged.")
-    for number, operation in enumerate(operations, 1):
-        _check_operation(operation, number)
-
-
-def _check_operation(operation: Any, number: int) -> None:
-    known = isinstance(operation, Mapping) and operation.get("op") in _OPERATIONS
-    sites = operation.get("sites") if known else None
-    if not isinstance(sites, list) or not sites or not all(_is_site(site) for site in sites):
-        raise SurgeryError(
-            f"Of the recipe's operations number {number} is no add or strip with its sites. The recipe is damaged."
-        )
-
-
-def _is_site(site: Any) -> bool:
-    return isinstance(site, Mapping) and isinstance(site.get("path"), str)
-
-
-def _add(model: nn.Module, operation: Mapping[str, Any], number: int, example_input: Any) -> None:
-    given = {**operation.get("options", {}), "where": tuple(site["path"] for site in operation["sites"])}
+def _add(model: nn.Module, operation: Mapping[str, Any], number: int, example_input: Any, partial: bool) -> None:
+    given = dict(operation["options"])
+    if isinstance(given["r"], Mapping):
+        given["r"] = {int(stage): ratio for stage, ratio in given["r"].items()}
+    if partial:
+        given["where"] = [site["path"] for site in operation["sites"]]
     try:
-        if isinstance(given.get("r"), Mapping):
-            given["r"] = {int(stage): ratio for stage, ratio in given["r"].items()}
         options = check_options(**given)
-    except (TypeError, ValueError) as error:
+    except SurgeryError as error:
         raise SurgeryError(f"Operation {number} of the recipe has options that mean nothing here: {error}") from error
     plan = make_plan(Exam(model, example_input), options)
     _compare(operation["sites"], [site_to_dict(site) for site in plan.sites], number)
     graft(model, plan)
 
 
-def _compare(asked: list[Any], found: list[dict[str, Any]], number: int) -> None:
-    by_path = {site["path"]: site for site in found}
-    for site in asked:
-        now = by_path.get(site.get("path"))
-        if now != site:
-            raise SurgeryError(
-                f"Operation {number} of the recipe put an SE at {site.get('path')!r}, and here it would come out as "
-                f"{now or 'none'}. The base or the versions of timm and se-surgery differ from those it was made with."
-            )
-    if len(found) != len(asked):
-        raise SurgeryError(f"Operation {number} of the recipe has {len(asked)} sites, and here {len(found)} came out.")
-
-
-def _strip(model: nn.Module, operation: Mapping[str, Any], number: int, example_input: Any) -> None:
+def _strip(model: nn.Module, operation: Mapping[str, Any], number: int, example_input: Any, partial: bool) -> None:
     exam = Exam(model, example_input)
-    by_path = {site.path: site for site in exam.existing}
-    paths = [site.get("path") for site in operation["sites"]]
-    missing = [path for path in paths if path not in by_path]
-    if missing:
-        raise SurgeryError(f"Operation {number} of the recipe strips {missing[0]!r}, and here is no SE.")
-    remove(model, exam, [by_path[path] for path in paths], restore=bool(operation.get("restore")))
+    wanted = {site["path"] for site in operation["sites"]}
+    sites = [site for site in exam.existing if site.path in wanted]
+    _compare(operation["sites"], [stripped_to_dict(site) for site in sites], number)
+    remove(model, exam, sites, restore=operation["restore"])
 
 
-_OPERATIONS = {"add": _add, "strip": _strip}
+_OPERATIONS: dict[str, Callable[[nn.Module, Mapping[str, Any], int, Any, bool], None]] = {"add": _add, "strip": _strip}
+
+
+def _compare(asked: list[Any], found: list[dict[str, Any]], number: int) -> None:
+    """Refuse to go on where the sites are not those of the recipe, one by one and all of them."""
+    here, there = {site["path"]: site for site in found}, {site["path"]: site for site in asked}
+    path = next((path for path in {**there, **here} if here.get(path) != there.get(path)), None)
+    if path is not None:
+        raise SurgeryError(
+            f"Operation {number} of the recipe has {len(there)} sites, and here it would have {len(here)}. The first "
+            f"that differs is {path!r}: {_said(there.get(path))} in the recipe, {_said(here.get(path))} here. Take the "
+            f"recipe's own base, with the versions of timm and se-surgery that it was made with."
+        )
+
+
+def _said(site: Any) -> str:
+    if site is None:
+        return "no site"
+    return ", ".join(f"{key}={value!r}" for key, value in site.items() if key != "path")

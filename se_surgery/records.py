@@ -1,7 +1,8 @@
 """Records: what this library leaves in a module it operated on, so that it can be found, undone and operated on again.
 
 An operated block carries a list of `Implant`s in its `__dict__` (plain data, it survives deepcopy and pickle), and a
-module out of which a native SE was taken carries that SE in `REPLACED`. The model itself carries its operations.
+module out of which a native SE was taken carries that SE in `REPLACED`. The model itself carries its operations, and
+the name of its base where this library created it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ IMPLANTS = "_se_implants"
 REPLACED = "_se_replaced"
 OPERATIONS = "_se_operations"
 CODE = "_se_code"
+BASE = "_se_base"
 
 # Stands in `Implant.before` for an attribute that did not exist.
 ABSENT = "absent"
@@ -85,6 +87,19 @@ class Implant:
         if self.host.endswith(host):
             return path.removeprefix(self.host[: len(self.host) - len(host)])
         return host
+
+
+def base_of(model: nn.Module) -> str | None:
+    """Name of a model's base, if it knows it: those that this library created do, and timm's.
+
+    Example:
+        >>> base_of(timm.create_model("resnet18")), base_of(torchvision.models.resnet18())
+        ('resnet18', None)
+    """
+    config = getattr(model, "pretrained_cfg", None)
+    architecture = config.get("architecture") if isinstance(config, dict) else None
+    name = model.__dict__.get(BASE, architecture)
+    return name if isinstance(name, str) else None
 
 
 def implants(block: nn.Module) -> list[Implant]:

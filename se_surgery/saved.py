@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from .bases import create_base
 from .errors import SurgeryError
-from .recipe import apply_recipe, check_recipe, recipe_of
+from .recipe import apply_recipe, recipe_of
+from .schema import check_recipe
 
 WEIGHTS = "model.safetensors"
 RECIPE = "recipe.json"

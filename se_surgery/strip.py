@@ -137,4 +137,12 @@ def _record(journal: Journal, model: nn.Module, sites: list[SESite], restore: bo
         journal.open(model)
         model.__dict__.pop(OPERATIONS, None)
         return
-    append_operation(journal, model, {"op": "strip", "restore": restore, "sites": [asdict(site) for site in sites]})
+    data = [stripped_to_dict(site) for site in sites]
+    append_operation(journal, model, {"op": "strip", "restore": restore, "sites": data})
+
+
+def stripped_to_dict(site: SESite) -> dict[str, Any]:
+    """An SE that was taken out, as plain data; its multiply-adds depend on the image and are left out."""
+    data = asdict(site)
+    del data["macs"]
+    return data

@@ -99,7 +99,7 @@ OPTIONS = [
 def test_options_mean_what_they_mean_in_python(arguments, options):
     expected = json.loads(plan_se(timm.create_model(PLAIN), **options).to_json())
     assert as_json("plan", PLAIN, *arguments) == expected
-    assert expected["sites"]
+    assert expected["operations"][0]["sites"]
 
 
 def test_add_and_plan_take_the_same_options():
@@ -156,7 +156,7 @@ def test_random_start_changes_outputs_and_is_written(tmp_path):
 def test_replacing_changes_outputs_and_is_written(tmp_path):
     data = as_json("add", WITH_SE, "--existing", "replace", "-o", tmp_path / "out", *SMALL)
     assert data["outputs_equal"]["normalisations_drawn_anew"] is False
-    replaced = [path for site in data["plan"]["sites"] for path in site["replaces"]]
+    replaced = [path for site in data["operations"][0]["sites"] for path in site["replaces"]]
     assert replaced and all(site.origin == "se_surgery" for site in find_se(load(tmp_path / "out")))
 
 
@@ -172,14 +172,14 @@ def test_add_to_other_libraries_and_blocks(base, tmp_path):
     data = as_json("add", base, "-o", tmp_path / "out", *SMALL)
     assert data["outputs_equal"] == EQUAL
     back = load(tmp_path / "out")
-    assert len(find_se(back)) == len(data["plan"]["sites"]) > 0
+    assert len(find_se(back)) == len(data["operations"][0]["sites"]) > 0
     assert type(back) is type(create_base(base))
 
 
 def test_second_operation_on_a_folder(folder, tmp_path):
     data = as_json("add", folder, "--placement", "post", "--existing", "stack", "-o", tmp_path / "out", *SMALL)
     assert data["outputs_equal"] == EQUAL
-    assert len(data["plan"]["existing"]) == len(data["plan"]["sites"]) == 4
+    assert len(data["plan"]["existing"]) == len(data["operations"][0]["sites"]) == 4
     model = load(folder).eval()
     assert_same(run(model, images()), run(load(tmp_path / "out").eval(), images()))
 

@@ -19,7 +19,7 @@ import torchvision
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from se_surgery.bases import TORCHVISION
+from se_surgery.bases import OWN_MODULE, TORCHVISION
 
 LISTS = Path(__file__).parents[2] / "tests" / "zoo"
 # The lists in tests/zoo that make a name a target, its family's representative, or one for a set of module classes.
@@ -60,7 +60,11 @@ _LIBRARIES = {"timm": "", "torchvision": TORCHVISION}
 def entries() -> dict[str, Entry]:
     """Every name of both libraries, the project's own lists not asked; targets that a library lacks are not in it."""
     roles = {role: listed(role) for role in _ROLES}
-    names = [*timm.list_models(), *(TORCHVISION + name for name in torchvision.models.list_models())]
+    own = set(timm.list_models(module=OWN_MODULE))
+    names = [
+        *(name for name in timm.list_models() if name not in own),
+        *(TORCHVISION + name for name in torchvision.models.list_models()),
+    ]
     return {
         name: Entry(name, _family(name), tuple(role for role, members in roles.items() if name in members))
         for name in names
@@ -75,26 +79,27 @@ def _family(name: str) -> str:
     return module.rpartition(".")[2]
 
 
-def build(name: str) -> nn.Module:
+def build(name: str, **kwargs: Any) -> nn.Module:
     """A model with random weights. Nothing is downloaded, a backbone's weights neither."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if not name.startswith(TORCHVISION):
-            return timm.create_model(name)
+            return timm.create_model(name, **kwargs)
         builder = torchvision.models.get_model_builder(name.removeprefix(TORCHVISION))
-        takes_backbone = "weights_backbone" in inspect.signature(builder).parameters
-        model: nn.Module = builder(weights_backbone=None) if takes_backbone else builder()
+        if "weights_backbone" in inspect.signature(builder).parameters:
+            kwargs = {"weights_backbone": None, **kwargs}
+        model: nn.Module = builder(**kwargs)
         return model
 
 
-def build_on_meta(name: str) -> nn.Module:
+def build_on_meta(name: str, **kwargs: Any) -> nn.Module:
     """A model without values, in no time and no memory."""
     try:
         with torch.device("meta"):
-            return build(name)
+            return build(name, **kwargs)
     except NotImplementedError:  # torchvision's RegNets work out their widths with tensors
         with torch.device("meta"), _CountingForReal():
-            return build(name)
+            return build(name, **kwargs)
 
 
 class _CountingForReal(TorchFunctionMode):

@@ -1,0 +1,283 @@
+"""Entry: what `timm.create_model` builds for this library's names.
+
+In: a base's name, what to do to it, and timm's own arguments. Out: the operated model as timm makes models: with its
+classes, channels, weights, `features_only` wrapper and `pretrained_cfg`.
+
+Weights are one of two kinds. Those of a base (its tags', or a checkpoint without any tensor of an SE) go into the base
+by its own function, with its own checkpoint filter, and then it is operated on: with the identity start it is as good
+as the base. Those of an operated model hold every tensor of every SE; they are checked key for key and loaded after the
+operation. A checkpoint with some SE tensors and not all is an error, whatever the number of classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from timm.models import FeatureDictNet, FeatureGraphNet, FeatureHookNet, load_pretrained
+from timm.models._features import FeatureGetterNet
+from torch import nn
+
+from . import tv
+from .bases import TORCHVISION, create_base
+from .errors import ArtefactError, OptionError
+from .graft import add_se
+from .options import Options
+from .recipe import recipe_of, replay
+from .records import BASE, implants
+from .sources import KEYS, Checkpoint, fetch, names_a_source
+from .strict import checked
+
+# What is done to a fresh base, in place.
+Surgery = Callable[[nn.Module], Any]
+
+_PREFIX = "se_"
+# An argument of timm's own EfficientNets, which is none of ours.
+_NOT_OURS = frozenset({"se_layer"})
+# timm's classes that wrap a network as it is, and so can be given an operated one.
+_WRAPPERS = (FeatureDictNet, FeatureHookNet, FeatureGraphNet, FeatureGetterNet)
+
+
+def split_options(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tell `add_se`'s options, `se_r=8` for instance, from the base's arguments.
+
+    Returns:
+        The options without the prefix, and the rest.
+
+    Raises:
+        OptionError: There is no such option.
+
+    Example:
+        >>> split_options({"se_r": 8, "num_classes": 10})
+        ({'r': 8}, {'num_classes': 10})
+    """
+    known = [option.name for option in dataclasses.fields(Options)]
+    ours = {name for name in arguments if name.startswith(_PREFIX)} - _NOT_OURS
+    unknown = sorted(name for name in ours if name.removeprefix(_PREFIX) not in known)
+    if unknown:
+        listed = ", ".join(_PREFIX + name for name in known)
+        raise OptionError(f"There is no option {unknown[0]!r}. Take one of {listed}.")
+    options = {name.removeprefix(_PREFIX): arguments[name] for name in arguments if name in ours}
+    if isinstance(options.get("r"), Mapping):
+        # JSON has no other keys than strings.
+        options["r"] = {
+            int(stage) if str(stage).lstrip("-").isdigit() else stage: r for stage, r in options["r"].items()
+        }
+    return options, {name: value for name, value in arguments.items() if name not in ours}
+
+
+def adding(options: Mapping[str, Any]) -> Surgery:
+    """The surgery that puts SEs in."""
+    return lambda model: add_se(model, **options)
+
+
+def following(recipe: Mapping[str, Any]) -> Surgery:
+    """The surgery that a checked recipe describes."""
+    return lambda model: replay(model, recipe["operations"])
+
+
+def build(
+    name: str,
+    base: str,
+    surgery: Surgery,
+    *,
+    pretrained: bool = False,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = None,
+    pretrained_model_args: Any = None,
+    cache_dir: Any = None,
+    features_only: bool = False,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build an operated model as timm builds one of its own.
+
+    Args:
+        name: The architecture's name, for `pretrained_cfg`.
+        base: The base: `resnet50`, `resnet50.a1_in1k` or `torchvision/resnet50`.
+        surgery: What to do to it.
+        pretrained: Whether to load weights.
+        pretrained_cfg: A tag of the base's weights, or a configuration.
+        pretrained_cfg_overlay: Entries that override the configuration's; `file` and the like name a checkpoint of the
+            base or of the operated model.
+        pretrained_model_args: What timm says of the saved model; its values are among `kwargs` already.
+        cache_dir: Where downloads are kept.
+        features_only: Whether to return maps of each level instead of class scores.
+        kwargs: Arguments of the base: `num_classes`, `in_chans`, `output_stride`, `out_indices`, ...
+
+    Raises:
+        SurgeryError: An argument means nothing, the weights cannot be had or are not the model's, or the surgery cannot
+            be done.
+    """
+    order = _Order(base, pretrained_cfg, dict(pretrained_cfg_overlay or {}), cache_dir, kwargs)
+    checkpoint = fetch(order.config, cache_dir) if pretrained and order.names_a_source else None
+    if checkpoint is not None:
+        order = order.without_source()
+        if not _holds_ses(checkpoint, order.sketch(surgery)):
+            order, checkpoint = order.with_weights(checkpoint), None
+    finish = _finishing(surgery, checkpoint, kwargs.get("in_chans"))
+    make = _features if features_only else _whole
+    model = make(order, pretrained and checkpoint is None, finish, surgery)
+    return _signed(model, name, order, pretrained_cfg_overlay)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Order:
+    """A base that is asked for, in one of its forms."""
+
+    base: str
+    pretrained_cfg: Any
+    overlay: dict[str, Any]
+    cache_dir: Any
+    kwargs: dict[str, Any]
+
+    def create(self, pretrained: bool, **more: Any) -> nn.Module:
+        """The base."""
+        given = {"pretrained_cfg": self.pretrained_cfg, "pretrained_cfg_overlay": self.overlay or None}
+        return create_base(self.base, pretrained, **given, cache_dir=self.cache_dir, **{**self.kwargs, **more})
+
+    @property
+    def names_a_source(self) -> bool:
+        """Whether weights were named, other than the base's own."""
+        return names_a_source(self.pretrained_cfg, self.overlay)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What was given of the configuration."""
+        return {**_as_dict(self.pretrained_cfg), **self.overlay}
+
+    def without_source(self) -> _Order:
+        """The same, with the weights left out that were named."""
+        left_out = (*KEYS, "hf_hub_filename", "source", "architecture")
+        given = self.pretrained_cfg
+        if given is not None and not isinstance(given, str):
+            given = {key: value for key, value in _as_dict(given).items() if key not in left_out}
+        overlay = {key: value for key, value in self.overlay.items() if key not in left_out}
+        return dataclasses.replace(self, pretrained_cfg=given, overlay=overlay)
+
+    def with_weights(self, checkpoint: Checkpoint) -> _Order:
+        """The same, with a base's checkpoint."""
+        return dataclasses.replace(self, overlay={**self.overlay, "state_dict": checkpoint.tensors})
+
+    def sketch(self, surgery: Surgery | None = None, **more: Any) -> nn.Module:
+        """The model without values, to learn what it has."""
+        try:
+            with torch.device("meta"):
+                model = self.create(False, **more)
+        except NotImplementedError:  # a constructor that calculates with tensors
+            model = self.create(False, **more)
+        if surgery is not None:
+            surgery(model)
+        return model
+
+
+def _as_dict(config: Any) -> dict[str, Any]:
+    """A configuration as a mapping; a tag is none."""
+    if config is None or isinstance(config, str):
+        return {}
+    return dict(config) if isinstance(config, Mapping) else dict(vars(config))
+
+
+def _se_keys(model: nn.Module) -> set[str]:
+    """The keys of every SE that the surgery put in."""
+    paths = [f"{path}.{record.name}.".lstrip(".") for path, host in model.named_modules() for record in implants(host)]
+    return {key for key in model.state_dict() if key.startswith(tuple(paths))} if paths else set()
+
+
+def _holds_ses(checkpoint: Checkpoint, sketch: nn.Module) -> bool:
+    """Whether a checkpoint is one of the operated model, and not of its base.
+
+    Raises:
+        ArtefactError: It holds some of the SEs' tensors and not all, or says that it is an operated model's.
+    """
+    own = _se_keys(sketch)
+    missing = sorted(own - checkpoint.tensors.keys())
+    if own and not missing:
+        return True
+    if not own:
+        return not checkpoint.tensors.keys() - sketch.state_dict().keys()
+    if len(missing) < len(own) or "se_surgery" in checkpoint.metadata:
+        raise ArtefactError(
+            f"{checkpoint.where} lacks {len(missing)} of the {len(own)} tensors of the SEs, {missing[0]!r} for one. "
+            f"Give a checkpoint of this operated model, or one of its base, which has none of them."
+        )
+    return False
+
+
+def _finishing(surgery: Surgery, checkpoint: Checkpoint | None, in_chans: int | None) -> Surgery:
+    """The surgery, and loading what is for the operated model only."""
+
+    def finish(model: nn.Module) -> None:
+        surgery(model)
+        if checkpoint is not None:
+            _load(model, checkpoint, in_chans)
+
+    return finish
+
+
+def _load(model: nn.Module, checkpoint: Checkpoint, in_chans: int | None) -> None:
+    """Load an operated model's weights by timm's rules for other classes and channels, and strictly all the same."""
+    source = {"state_dict": checkpoint.tensors, "source": None}
+    config = {**_as_dict(getattr(model, "pretrained_cfg", None)), **dict.fromkeys(KEYS), **source}
+    classes = int(getattr(model, "num_classes", config["num_classes"]))
+    channels = in_chans or config["input_size"][0]
+
+    def strict(state_dict: Any, target: nn.Module) -> Any:
+        where = checkpoint.where
+        return checked(state_dict, target, config, num_classes=classes, in_chans=channels, where=where)
+
+    load_pretrained(model, config, classes, channels, filter_fn=strict)
+
+
+def _whole(order: _Order, pretrained: bool, finish: Surgery, surgery: Surgery) -> nn.Module:
+    model = order.create(pretrained)
+    finish(model)
+    return model
+
+
+def _features(order: _Order, pretrained: bool, finish: Surgery, surgery: Surgery) -> nn.Module:
+    """The operated network behind `features_only`, in the class that timm has for this base."""
+    if order.base.startswith(TORCHVISION):
+        kwargs = dict(order.kwargs)
+        out_indices = kwargs.pop("out_indices", None)
+        model = _whole(dataclasses.replace(order, kwargs=kwargs), pretrained, finish, surgery)
+        return tv.features(model, order.base.removeprefix(TORCHVISION), out_indices)
+    kind = type(order.sketch(features_only=True))
+    if issubclass(kind, _WRAPPERS):
+        return order.create(pretrained, features_only=True, feature_cls=_operating(kind, finish))
+    # A class of its own, that is the network without its head: its blocks are where they are in the whole network.
+    kwargs = {key: value for key, value in order.kwargs.items() if key not in ("out_indices", "feature_cls")}
+    plain = dataclasses.replace(order, kwargs=kwargs)
+    model = order.create(pretrained, features_only=True)
+    if pretrained:
+        whole = plain.sketch(surgery)
+    else:
+        whole = plain.create(False)
+        finish(whole)
+    replay(model, recipe_of(whole)["operations"], partial=True)
+    if not pretrained:
+        values = whole.state_dict()
+        model.load_state_dict({key: values[key] for key in model.state_dict()})
+    return model
+
+
+def _operating(kind: type[nn.Module], finish: Surgery) -> type[nn.Module]:
+    """One of timm's feature classes that operates on the network before it wraps it."""
+
+    class Operating(kind):  # type: ignore[valid-type, misc]
+        def __new__(cls, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            finish(model)
+            # What is returned is no instance of this class, so that Python does not call its __init__.
+            return kind(model, *args, **kwargs)
+
+    return Operating
+
+
+def _signed(model: nn.Module, name: str, order: _Order, overlay: Mapping[str, Any] | None) -> nn.Module:
+    """Write down whose model this is: the architecture in timm's configuration, and the base."""
+    given = {**_as_dict(getattr(model, "pretrained_cfg", None)), **(overlay or {})}
+    config = {**given, "state_dict": None, "architecture": name}
+    model.pretrained_cfg = model.default_cfg = config  # type: ignore[assignment]
+    model.__dict__[BASE] = order.base.partition(".")[0]
+    return model
