@@ -1,4 +1,4 @@
-"""The command line: `se-surgery plan`, `add`, `strip`, `list`, `inspect` and `verify`.
+"""The command line: `se-surgery plan`, `add`, `strip`, `list`, `inspect`, `recipe` and `verify`.
 
 In: a model by name or folder, and options. Out: tables (or JSON) on stdout, progress and errors on stderr, and a folder
 from `add` and `strip`. Exit codes: 0 done, 1 refused (the message says why), 2 a mistake in the command line itself.
@@ -10,18 +10,20 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import timm
 import typer
 from rich.console import Console
+from timm.models import is_model_in_modules
 from torch import nn
 from typer.core import TyperGroup
 
 from . import __version__
 from . import cli_options as cli
-from .bases import create_base, is_base
+from .bases import OWN_MODULE, create_base, is_base
 from .cli_report import (
     State,
     checks,
@@ -35,12 +37,13 @@ from .cli_report import (
 )
 from .errors import OptionError, SurgeryError
 from .exam import Exam, find_se
-from .graft import graft
-from .options import Options
+from .graft import add_se, graft
+from .options import Options, check_options
 from .planner import plan_se
 from .promises import Report, trials
 from .promises import verify as verify_model
-from .records import OPERATIONS
+from .recipe import recipe_of
+from .records import OPERATIONS, base_of
 from .saved import check_directory, load, read_recipe, save
 from .show import count, plan_text, sites_text
 from .strip import strip_se
@@ -97,29 +100,15 @@ def _root(
         "se-surgery plan resnet50", "se-surgery plan efficientnet_b0 --existing replace --r 3=8,4=16 --json"
     )
 )
+@cli.takes_surgery
 def plan(
     model: cli.Model,
-    placement: cli.Placement = "standard",
-    r: cli.Ratio = "16",
-    stages: cli.Stages = None,
-    where: cli.Where = None,
-    rd_channels: cli.Hidden = None,
-    rd_divisor: cli.Divisor = 1,
-    bias: cli.Bias = False,
-    squeeze: cli.Squeeze = "avg",
-    act: cli.Act = "relu",
-    gate: cli.GateOption = "sigmoid",
-    gate_scale: cli.GateScale = None,
-    init: cli.Init = "identity",
-    attn: cli.Attention = "se",
-    existing: cli.Existing = "skip",
-    name: cli.Name = "se",
     size: cli.Size = None,
     pretrained: cli.Pretrained = False,
     as_json: cli.Json = False,
+    **options: Any,
 ) -> None:
     """Show where SEs would go, and change nothing."""
-    options = _surgery(locals())
     patient = _patient(model, pretrained, size)
     with _progress("Looking at the model"):
         planned = plan_se(patient.model, **options, example_input=size)
@@ -132,31 +121,17 @@ def plan(
         "se-surgery add torchvision/resnet50 --pretrained --placement pre --stages 3,4 -o se_resnet50_pre",
     )
 )
+@cli.takes_surgery
 def add(
     model: cli.Model,
     output: cli.Output,
-    placement: cli.Placement = "standard",
-    r: cli.Ratio = "16",
-    stages: cli.Stages = None,
-    where: cli.Where = None,
-    rd_channels: cli.Hidden = None,
-    rd_divisor: cli.Divisor = 1,
-    bias: cli.Bias = False,
-    squeeze: cli.Squeeze = "avg",
-    act: cli.Act = "relu",
-    gate: cli.GateOption = "sigmoid",
-    gate_scale: cli.GateScale = None,
-    init: cli.Init = "identity",
-    attn: cli.Attention = "se",
-    existing: cli.Existing = "skip",
-    name: cli.Name = "se",
     size: cli.Size = None,
     pretrained: cli.Pretrained = False,
     overwrite: cli.Overwrite = False,
     as_json: cli.Json = False,
+    **options: Any,
 ) -> None:
     """Put SEs in, prove that everything else is as it was, and write the model to a folder."""
-    options = _surgery(locals())
     check_directory(output, overwrite)
     patient = _patient(model, pretrained, size)
     with _progress("Looking at the model"):
@@ -168,7 +143,7 @@ def add(
         report = verify_model(patient.model, example_input=size, thorough=False)
     equal = same_outputs(before, after)
     # An SE that replaces another takes that one's effect away, and the paper's start is random.
-    if not all(equal.values()) and init == "identity" and not any(site.replaces for site in planned.sites):
+    if not all(equal.values()) and options["init"] == "identity" and not any(site.replaces for site in planned.sites):
         raise SurgeryError(f"The outputs of {model!r} have changed. Nothing was written; please report this as a bug.")
     _write(patient, output, overwrite)
     data = {**planned.to_dict(), **costs(before, after), "outputs_equal": equal, "checks": checks(report)}
@@ -233,6 +208,40 @@ def inspect(model: cli.Model, size: cli.Size = None, as_json: cli.Json = False) 
 
 
 @app.command(
+    epilog=_examples(
+        "se-surgery recipe resnet50 --placement pre --r 8 -o registry/se_resnet50_pre_r8.json",
+        "se-surgery recipe se_resnext50_32x4d_custom",
+    )
+)
+@cli.takes_surgery
+def recipe(
+    model: cli.Model,
+    output: cli.RecipeFile = None,
+    title: cli.Title = None,
+    source: cli.Source = None,
+    overwrite: cli.Overwrite = False,
+    size: cli.Size = None,
+    **options: Any,
+) -> None:
+    """Write a recipe: what putting SEs into a base comes to, or what was done to a folder's model or a named one."""
+    if output is not None and output.exists() and not overwrite:
+        raise OptionError(f"{str(output)!r} is there already. Name another file, or ask for --overwrite.")
+    patient = _patient(model, False, size)
+    if OPERATIONS not in patient.model.__dict__ or check_options(**options) != Options():
+        with _progress("Looking at the model"):
+            add_se(patient.model, **options, example_input=size)
+    about = {"title": title, "source": source, "sites": len(find_se(patient.model, size))}
+    about["params"] = sum(parameter.numel() for parameter in patient.model.parameters())
+    written = recipe_of(patient.model, patient.base, patient.base_args)
+    text = json.dumps({**written, "about": {key: value for key, value in about.items() if value is not None}}, indent=1)
+    if output is None:
+        typer.echo(text)
+        return
+    output.write_text(text + "\n", encoding="utf-8")
+    typer.echo(f"Written to {output}.")
+
+
+@app.command(
     epilog=_examples("se-surgery verify se_resnext50_32x4d", "se-surgery verify se_resnext50_32x4d --quick --json")
 )
 def verify(model: cli.Model, quick: cli.Quick = False, size: cli.Size = None, as_json: cli.Json = False) -> None:
@@ -264,17 +273,15 @@ class _Patient:
 def _patient(name: str, pretrained: bool, size: Any) -> _Patient:
     """The model of that name, or in that folder, in evaluation mode. A known name is never taken for a folder."""
     with _progress(f"Building {name}"):
+        if is_model_in_modules(name.partition(".")[0], [OWN_MODULE]):
+            model = timm.create_model(name, pretrained=pretrained).eval()
+            return _Patient(model, base_of(model) or name)
         if is_base(name) or not Path(name).is_dir():
             return _Patient(create_base(name, pretrained).eval(), name)
         if pretrained:
             raise OptionError(f"{name!r} is a folder with weights of its own. Leave --pretrained out.")
         recipe = read_recipe(name)
         return _Patient(load(name, size).eval(), recipe["base"], recipe["base_args"])
-
-
-def _surgery(given: dict[str, Any]) -> dict[str, Any]:
-    """Of a command's arguments those that say what to do."""
-    return {option.name: given[option.name] for option in fields(Options)}
 
 
 def _run(patient: _Patient, exam: Exam, what: str) -> State:

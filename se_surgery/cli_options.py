@@ -5,13 +5,16 @@ In: text. Out: the values that `add_se` takes. What a value means is checked the
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .excite import GATES, INITS, LIGHT_ATTENTION, SQUEEZES
-from .options import EXISTING
+from .options import EXISTING, Options
 from .placements import PLACEMENTS
 from .strip import ORIGINS
 
@@ -149,3 +152,47 @@ Origin = Annotated[
     str | None,
     typer.Option("--origin", help=f"Only SEs of one origin: {_one_of(ORIGINS)}", show_default=False),
 ]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="The file to write; without it, stdout.", show_default=False),
+]
+Title = Annotated[str | None, typer.Option("--title", help="What the model is, in a line.", show_default=False)]
+Source = Annotated[str | None, typer.Option("--source", help="Where it comes from.", show_default=False)]
+
+# The options of `add_se`, as arguments of a command.
+_SURGERY_OPTIONS: dict[str, Any] = {
+    "placement": Placement,
+    "r": Ratio,
+    "stages": Stages,
+    "where": Where,
+    "rd_channels": Hidden,
+    "rd_divisor": Divisor,
+    "bias": Bias,
+    "squeeze": Squeeze,
+    "act": Act,
+    "gate": GateOption,
+    "gate_scale": GateScale,
+    "init": Init,
+    "attn": Attention,
+    "existing": Existing,
+    "name": Name,
+}
+
+
+def takes_surgery(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command, which collects them in its `**options`, an argument for each option of `add_se`."""
+
+    @functools.wraps(command)
+    def taking(**arguments: Any) -> None:
+        command(**arguments)
+
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    defaults = {**Options().__dict__, "r": str(Options().r), "bias": False}
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation)
+        for name, annotation in _SURGERY_OPTIONS.items()
+    ]
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *added)]
+    taking.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    taking.__annotations__ = {p.name: p.annotation for p in parameters}
+    return taking

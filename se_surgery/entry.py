@@ -27,7 +27,7 @@ from .graft import add_se
 from .options import Options
 from .recipe import recipe_of, replay
 from .records import BASE, implants
-from .sources import KEYS, Checkpoint, fetch, names_a_source
+from .sources import KEYS, Checkpoint, as_dict, fetch, names_a_source
 from .strict import checked
 
 # What is done to a fresh base, in place.
@@ -145,14 +145,14 @@ class _Order:
     @property
     def config(self) -> dict[str, Any]:
         """What was given of the configuration."""
-        return {**_as_dict(self.pretrained_cfg), **self.overlay}
+        return {**as_dict(self.pretrained_cfg), **self.overlay}
 
     def without_source(self) -> _Order:
         """The same, with the weights left out that were named."""
         left_out = (*KEYS, "hf_hub_filename", "source", "architecture")
         given = self.pretrained_cfg
         if given is not None and not isinstance(given, str):
-            given = {key: value for key, value in _as_dict(given).items() if key not in left_out}
+            given = {key: value for key, value in as_dict(given).items() if key not in left_out}
         overlay = {key: value for key, value in self.overlay.items() if key not in left_out}
         return dataclasses.replace(self, pretrained_cfg=given, overlay=overlay)
 
@@ -170,13 +170,6 @@ class _Order:
         if surgery is not None:
             surgery(model)
         return model
-
-
-def _as_dict(config: Any) -> dict[str, Any]:
-    """A configuration as a mapping; a tag is none."""
-    if config is None or isinstance(config, str):
-        return {}
-    return dict(config) if isinstance(config, Mapping) else dict(vars(config))
 
 
 def _se_keys(model: nn.Module) -> set[str]:
@@ -219,7 +212,7 @@ def _finishing(surgery: Surgery, checkpoint: Checkpoint | None, in_chans: int | 
 def _load(model: nn.Module, checkpoint: Checkpoint, in_chans: int | None) -> None:
     """Load an operated model's weights by timm's rules for other classes and channels, and strictly all the same."""
     source = {"state_dict": checkpoint.tensors, "source": None}
-    config = {**_as_dict(getattr(model, "pretrained_cfg", None)), **dict.fromkeys(KEYS), **source}
+    config = {**as_dict(getattr(model, "pretrained_cfg", None)), **dict.fromkeys(KEYS), **source}
     classes = int(getattr(model, "num_classes", config["num_classes"]))
     channels = in_chans or config["input_size"][0]
 
@@ -276,8 +269,8 @@ def _operating(kind: type[nn.Module], finish: Surgery) -> type[nn.Module]:
 
 def _signed(model: nn.Module, name: str, order: _Order, overlay: Mapping[str, Any] | None) -> nn.Module:
     """Write down whose model this is: the architecture in timm's configuration, and the base."""
-    given = {**_as_dict(getattr(model, "pretrained_cfg", None)), **(overlay or {})}
-    config = {**given, "state_dict": None, "architecture": name}
+    config = {**as_dict(getattr(model, "pretrained_cfg", None)), **(overlay or {}), "architecture": name}
+    config.pop("state_dict", None)
     model.pretrained_cfg = model.default_cfg = config  # type: ignore[assignment]
     model.__dict__[BASE] = order.base.partition(".")[0]
     return model

@@ -200,6 +200,8 @@ def folded(pair: Pair) -> Outcome:
         del base
     except Exception as error:
         return no_way(error)
+    if own > 10 * CLOSE:
+        return Outcome(None, f"the base's own outputs change with it (by {own:.1e} of their range)")
     try:
         model = reparameterize_model(copied(pair.operated).eval(), inplace=True)
         ran = counted(model)

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from timm.models import DefaultCfg, PretrainedCfg, get_arch_pretrained_cfgs, is_model, register_model
+from timm.models import DefaultCfg, PretrainedCfg, is_model, register_model
 from timm.models import _registry as timm_registry
 from torch import nn
 
@@ -175,7 +175,9 @@ def _weights_of(base: str) -> DefaultCfg:
 
 def _timm_weights(base: str) -> dict[str, PretrainedCfg]:
     plain, _, tag = base.partition(".")
-    configs = {full.partition(".")[2]: config for full, config in get_arch_pretrained_cfgs(plain).items()}
+    # As get_arch_pretrained_cfgs does, without a deep copy of every one: register_model makes copies of its own.
+    names = timm_registry._model_with_tags.get(plain, [])
+    configs = {full.partition(".")[2]: timm_registry._model_pretrained_cfgs[full] for full in names}
     return {tag: configs[tag], **configs} if tag in configs else configs
 
 

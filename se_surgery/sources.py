@@ -34,9 +34,15 @@ class Checkpoint(NamedTuple):
 
 def names_a_source(pretrained_cfg: Any, overlay: Mapping[str, Any] | None) -> bool:
     """Whether weights were named, other than those that timm or torchvision has for the network."""
-    given = pretrained_cfg if isinstance(pretrained_cfg, Mapping) else vars(pretrained_cfg or object)
-    named = None if isinstance(pretrained_cfg, str) else next((key for key in KEYS if given.get(key)), None)
-    return named is not None or any((overlay or {}).get(key) for key in KEYS)
+    given = {**as_dict(pretrained_cfg), **(overlay or {})}
+    return any(given.get(key) for key in KEYS)
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A configuration as a mapping, be it timm's own class or one already; a tag, or none, is empty."""
+    if config is None or isinstance(config, str):
+        return {}
+    return dict(config) if isinstance(config, Mapping) else dict(vars(config))
 
 
 def fetch(config: Mapping[str, Any], cache_dir: Any = None) -> Checkpoint:
