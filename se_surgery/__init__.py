@@ -7,6 +7,7 @@
 
 from .errors import (
     ArtefactError,
+    CheckpointError,
     NothingToDoError,
     OptionError,
     PatientError,
@@ -19,8 +20,10 @@ from .errors import (
 )
 from .exam import find_se
 from .excite import SESpec, SqueezeExcite
+from .export import export_se
 from .find import SESite
 from .graft import add_se
+from .load import LoadReport, load_se
 from .plan import Plan, Site, Skipped
 from .planner import plan_se
 from .promises import Report, verify
@@ -32,6 +35,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArtefactError",
+    "CheckpointError",
+    "LoadReport",
     "NothingToDoError",
     "OptionError",
     "PatientError",
@@ -50,7 +55,9 @@ __all__ = [
     "VerifyError",
     "add_se",
     "apply_recipe",
+    "export_se",
     "find_se",
+    "load_se",
     "plan_se",
     "recipe_of",
     "register_se",

@@ -48,3 +48,7 @@ class VerifyError(SurgeryError):
 
 class ArtefactError(SurgeryError):
     """A saved model is damaged, incomplete, or not what it says it is."""
+
+
+class CheckpointError(SurgeryError):
+    """The tensors of a checkpoint are not those of the model, or the other way round."""
