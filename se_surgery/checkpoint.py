@@ -162,7 +162,7 @@ def _scales(metadata: Mapping[str, str], name: str) -> dict[str, float]:
                 options = Options(**{key: given[key] for key in ("gate", "gate_scale", "init") if key in given})
                 scales.update({site["path"]: float(options.scale) for site in operation["sites"]})
         return scales
-    except SurgeryError:
-        raise
+    except SurgeryError as error:
+        raise CheckpointError(f"The recipe in {name}: {error}") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"The recipe in {name} is damaged ({error}). Save the model again.") from error

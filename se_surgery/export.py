@@ -68,6 +68,7 @@ def export_se(model: nn.Module, style: str = "timm", *, base: bool = True) -> di
         CheckpointError: The style cannot express an SE, or two SEs would have one name.
         OptionError: There is no such style.
         NothingToDoError: The model holds no SE of this library.
+        PatientError: The model is wrapped, on the meta device, or holds other kinds of attention.
 
     Example:
         >>> model = add_se(timm.create_model("resnet50"), bias=True, rd_divisor=8, init="paper")

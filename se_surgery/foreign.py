@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .anatomy import is_under
 from .errors import NothingToDoError, PatientError
+from .exam import refuse_unfit
 from .excite import SqueezeExcite
 from .records import Implant, implants
 
@@ -102,8 +103,9 @@ def grafted(model: nn.Module) -> list[Grafted]:
 
     Raises:
         NothingToDoError: There are none.
-        PatientError: One of them is another kind of attention.
+        PatientError: The model is wrapped, or one of them is another kind of attention.
     """
+    refuse_unfit(model)
     found = []
     for host, module in model.named_modules():
         for record in implants(module):

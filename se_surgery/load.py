@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from .anatomy import is_under
 from .checkpoint import Checkpoint, read_checkpoint
 from .errors import CheckpointError, OptionError
-from .exam import refuse_unfit
 from .foreign import Grafted, LoadedSE, Problem, grafted, match, of_same_make, tensors_of
 from .show import compact, count, groups, shape, table
 from .values import copy_values, value_problems
@@ -51,8 +50,8 @@ _ALONE = "Give a checkpoint with all of the base's tensors and no others, or tak
 # The beginnings of names that tell a network whose other names are those of a ResNet, and which is not one.
 _LEGACY = ("layer0.", "last_linear.")
 _NOT_RESNET = (
-    "The checkpoint is one of timm's legacy_senet or Cadene's, which pool and, with bottlenecks, stride otherwise than "
-    "a ResNet: operate on that network itself, or take its SEs alone with base=False."
+    "The checkpoint is one of timm's legacy_senet or Cadene's, whose pooling, and in some the strides and activations, "
+    "are other than a ResNet's: operate on that network itself, or take its SEs alone with base=False."
 )
 
 
@@ -113,9 +112,12 @@ def load_se(
 
     A checkpoint does not say how its SEs pool, what their activation and their gate are, or where in the unit they
     sit: see that `add_se` was called accordingly. It does not say either what its gates are multiplied by. SEs made
-    elsewhere have no such factor, while `init="identity"` makes one of 2: a model with that is refused. timm's
-    legacy_senet and Cadene's nets differ from ResNets in more than the names of their layers, so that their base goes
-    into such a network only: `add_se(timm.create_model("legacy_seresnet50"), existing="replace", ...)`.
+    elsewhere have no such factor, while `init="identity"` makes one of 2: a model with that is refused.
+
+    timm's legacy_senet and Cadene's nets differ from ResNets in more than the names of their layers: the pooling behind
+    the stem has no padding, SE-ResNet bottlenecks stride in their first convolution, and basic blocks have a ReLU
+    before the SE. So their base is not renamed: it goes into such a network only, such as
+    `add_se(timm.create_model("legacy_seresnet50"), existing="replace", bias=True, init="paper")`.
 
     Args:
         model: A model that `add_se` operated on, with the checkpoint's widths and biases. For timm's SE networks:
@@ -140,7 +142,6 @@ def load_se(
         >>> model = add_se(timm.create_model("resnet50"), bias=True, rd_divisor=8, init="paper")
         >>> print(load_se(model, theirs))
     """
-    refuse_unfit(model)
     _check_factor(gate_scale)
     ses = grafted(model)
     mine = tensors_of(model)
