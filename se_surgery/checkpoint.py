@@ -19,10 +19,10 @@ from torch import Tensor
 
 from .errors import CheckpointError, OptionError, SurgeryError
 from .options import Options
-from .recipe import check_recipe
+from .schema import check_recipe
 
-# The entry of a safetensors file's metadata in which this library writes the recipe.
-RECIPE = "se_surgery"
+# The entry of a safetensors file's metadata in which this library writes what a model is.
+OWN = "se_surgery"
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,10 @@ def _read_pickle(path: Path) -> tuple[Any, Mapping[str, str]]:
     """What torch.save wrote, if it is tensors and plain data: unpickling anything else could run code."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True), {}
+    except OSError as error:
+        raise CheckpointError(
+            f"{str(path)!r} cannot be read ({error.strerror}). Name a file that torch.save wrote."
+        ) from error
     # What damaged bytes raise on their way through zipfile, pickle and torch has no class in common.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
@@ -110,30 +114,26 @@ def _state_dict(raw: Any, name: str) -> tuple[str, dict[str, Tensor]]:
     """The state dict in what was read: that itself, or the one entry of it that is one, with its name."""
     if _is_state_dict(raw):
         return "", dict(raw)
-    inside = [key for key, value in raw.items() if _is_state_dict(value)] if isinstance(raw, Mapping) else []
+    entries = dict(raw) if isinstance(raw, Mapping) else {}
+    inside = [key for key, value in entries.items() if _is_state_dict(value)]
     if len(inside) == 1:
-        return str(inside[0]), dict(raw[inside[0]])
+        return str(inside[0]), dict(entries[inside[0]])
     if inside:
         raise CheckpointError(
             f"{name} holds {len(inside)} state dicts, {', '.join(map(repr, inside))}. Load it, and give one of them."
         )
-    odd = next((f"{key!r} is {type(value).__name__}" for key, value in _items(raw) if not _is_entry(key, value)), "")
+    odd = next((f" ({key!r} is {type(value).__name__})" for key, value in entries.items() if not _fits(key, value)), "")
     raise CheckpointError(
-        f"{name} is {type(raw).__name__} and holds no state dict{f' ({odd})' if odd else ''}. "
-        f"Give names with tensors, as state_dict() returns them."
+        f"{name} is {type(raw).__name__} and holds no state dict{odd}. Give names with tensors, as state_dict() does."
     )
 
 
 def _is_state_dict(raw: Any) -> bool:
-    return isinstance(raw, Mapping) and bool(raw) and all(_is_entry(key, value) for key, value in raw.items())
+    return isinstance(raw, Mapping) and bool(raw) and all(_fits(key, value) for key, value in raw.items())
 
 
-def _is_entry(key: Any, value: Any) -> bool:
+def _fits(key: Any, value: Any) -> bool:
     return isinstance(key, str) and isinstance(value, Tensor)
-
-
-def _items(raw: Any) -> list[tuple[Any, Any]]:
-    return list(raw.items()) if isinstance(raw, Mapping) else []
 
 
 def _bare(tensors: dict[str, Tensor], known: Collection[str]) -> tuple[str, dict[str, Tensor]]:
@@ -150,19 +150,24 @@ def _bare(tensors: dict[str, Tensor], known: Collection[str]) -> tuple[str, dict
 
 def _scales(metadata: Mapping[str, str], name: str) -> dict[str, float]:
     """The factors on the gates of the SEs that a file's own recipe puts in."""
-    if RECIPE not in metadata:
+    if OWN not in metadata:
         return {}
     try:
-        recipe = json.loads(metadata[RECIPE])
+        recipe = _recipe(json.loads(metadata[OWN]))
         check_recipe(recipe)
-        scales = {}
-        for operation in recipe["operations"]:
-            if operation["op"] == "add":
-                given = operation.get("options", {})
-                options = Options(**{key: given[key] for key in ("gate", "gate_scale", "init") if key in given})
-                scales.update({site["path"]: float(options.scale) for site in operation["sites"]})
-        return scales
+        added = [operation for operation in recipe["operations"] if operation["op"] == "add"]
+        return {site["path"]: _scale(operation["options"]) for operation in added for site in operation["sites"]}
     except SurgeryError as error:
-        raise CheckpointError(f"The recipe in {name}: {error}") from error
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"{name}: {error}") from error
+    except (ValueError, KeyError, RecursionError) as error:
         raise CheckpointError(f"The recipe in {name} is damaged ({error}). Save the model again.") from error
+
+
+def _recipe(own: Any) -> Any:
+    """The recipe in what this library writes: that itself, or a configuration of timm's with it among the arguments."""
+    arguments = own.get("model_args") if isinstance(own, Mapping) else None
+    return arguments.get("recipe") if isinstance(arguments, Mapping) else own
+
+
+def _scale(options: Mapping[str, Any]) -> float:
+    return float(Options(gate=options["gate"], gate_scale=options["gate_scale"], init=options["init"]).scale)

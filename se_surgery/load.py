@@ -188,15 +188,14 @@ def _scale_problems(
     ses: Sequence[Grafted], found: Sequence[LoadedSE], checkpoint: Checkpoint, gate_scale: float | None
 ) -> list[Problem]:
     """The SEs whose gates have another factor than those in the checkpoint."""
-    factors = {se.path: float(se.module.gate_scale) for se in ses}
+    mine = {se.path: float(se.module.gate_scale) for se in ses}
     problems = []
     for se in found:
-        told = [
-            scale for path, scale in checkpoint.scales.items() if all(is_under(key, path) for key in se.keys.values())
-        ]
-        factor = gate_scale if gate_scale is not None else told[0] if told else 1.0
-        if factors[se.path] != factor:
-            problems.append(Problem("scale", f"{se.path} ({factors[se.path]:g}, the checkpoint's {factor:g})"))
+        (first, *_) = se.keys.values()
+        told = next((scale for path, scale in checkpoint.scales.items() if is_under(first, path)), 1.0)
+        theirs = told if gate_scale is None else gate_scale
+        if mine[se.path] != theirs:
+            problems.append(Problem("scale", f"{se.path} ({mine[se.path]:g}, the checkpoint's {theirs:g})"))
     return problems
 
 

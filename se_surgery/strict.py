@@ -148,7 +148,12 @@ def _problem(key: str, given: Mapping[str, Any], asked: Mapping[str, Tensor], ch
             return _first(rule(value) for rule in (_float, *_VALUES, lambda v: _classes(v, change, is_head)))
         return "is not the model's"
     shape = _head_shape if is_head else _shape
-    return shape(key, value, asked[key], change) or _dtype(value, asked[key]) or _first(r(value) for r in _values(key))
+    return shape(key, value, asked[key], change) or value_problem(key, value, asked[key])
+
+
+def value_problem(key: str, value: Tensor, mine: Tensor) -> str | None:
+    """What is wrong with a value of the right shape, if anything is: its dtype, or the numbers in it."""
+    return _dtype(value, mine) or _first(rule(value) for rule in _values(key))
 
 
 def _first(problems: Iterable[str | None]) -> str | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .errors import PatientError
 from .foreign import Problem
+from .strict import value_problem
 
 
 def value_problems(
@@ -27,24 +28,18 @@ def value_problems(
     """
     problems = []
     for to, key in keys.items():
-        text = _unfit(values[key], places[to], to in base)
-        if text is None and to.endswith(".running_var") and bool((values[key] < 0).any()):
-            text = "is a negative variance"
+        text = _unfit(to, values[key], places[to], to in base)
         problems += [Problem("value", f"{key} {text}")] if text else []
     return problems
 
 
-def _unfit(value: Tensor, place: Tensor, is_base: bool) -> str | None:
-    """What is wrong with one tensor of a checkpoint, if anything is."""
+def _unfit(to: str, value: Tensor, place: Tensor, is_base: bool) -> str | None:
+    """What is wrong with one value, if anything is."""
     if _shape(value, is_base) != _shape(place, is_base):
         return f"is {tuple(value.shape)} and not {tuple(place.shape)}"
-    if value.is_floating_point() != place.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-        return f"is of {value.dtype} and not of {place.dtype}"
-    if value.is_meta or value.layout != torch.strided:
-        return "has no values to read"
-    if not torch.isfinite(_ready(value, place)).all():
-        return f"holds NaN or infinity, or would in {place.dtype}"
-    return None
+    wrong = value_problem(to, value, place)
+    too_large = not wrong and place.is_floating_point() and not bool(_ready(value, place).isfinite().all())
+    return f"is too large for {place.dtype}" if too_large else wrong
 
 
 def _shape(tensor: Tensor, is_base: bool) -> tuple[int, ...]:

@@ -19,7 +19,6 @@ from patients import (
     build,
     differences,
     images,
-    is_native_se,
     randomise,
     run,
     snapshot,
@@ -68,12 +67,14 @@ def assert_values(model: nn.Module, expected: Mapping[str, Tensor]) -> None:
 class ByHand(BasicBlock):
     """What a user of torchvision writes: its own SE in its own block."""
 
+    NAME = "attention"
+
     def __init__(self, inplanes, planes, *args, **kwargs):
         super().__init__(inplanes, planes, *args, **kwargs)
-        self.attention = SqueezeExcitation(planes, planes // 16)
+        self.add_module(self.NAME, SqueezeExcitation(planes, planes // 16))
 
     def forward(self, x):
-        out = self.attention(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
+        out = self.get_submodule(self.NAME)(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
         return self.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
@@ -394,6 +395,8 @@ def test_a_file_of_this_library_says_its_scale(tmp_path):
     assert_values(ours, trained(init="identity").state_dict())
     assert "blocks.0.se (1, the checkpoint's 2)" in refusal(small(), path)
     load_se(small(), path, gate_scale=1.0)
+    config = json.dumps({"architecture": "se_surgery", "model_args": {"recipe": recipe_of(ours)}})
+    load_se(ours, saved(ours, tmp_path / "config.safetensors", config))
     mixed = add_se(add_se(build("toy/Functional"), r=2, where="blocks.0", **PLAIN), r=2, where="blocks.1", bias=True)
     load_se(mixed, saved(mixed, tmp_path / "mixed.safetensors"))
     assert "gates of another scale: blocks.1.se (2, the checkpoint's 1)" in refusal(mixed, foreign())
@@ -412,22 +415,23 @@ def test_own_parameters_beyond_the_layers(tmp_path):
     ("recipe", "message"),
     [
         ("{", "The recipe in a.safetensors is damaged"),
-        ("[]", "not a recipe"),
+        ("[]", "a.safetensors: This is not a recipe"),
+        ('{"model_args": {}}', "a.safetensors: This is not a recipe"),
         ('{"format": "se_surgery.recipe", "version": 99}', "version 99"),
         ("[" * 100_000, "The recipe in a.safetensors is damaged"),
     ],
-    ids=["no JSON", "no recipe", "a newer one", "deep"],
+    ids=["no JSON", "no recipe", "a configuration without", "a newer one", "deep"],
 )
 def test_a_file_with_a_damaged_recipe(recipe, message, tmp_path):
     assert message in refusal(small(), saved(trained(), tmp_path / "a.safetensors", recipe))
 
 
-@pytest.mark.parametrize("options", [{"gate": "no"}, {"gate_scale": "two"}, {"init": ["identity"], "gate": []}])
+@pytest.mark.parametrize("options", [{"gate": "no"}, {"gate_scale": "two"}, {"gate": []}], ids=str)
 def test_a_recipe_with_odd_options(options, tmp_path):
     recipe = recipe_of(trained())
     recipe["operations"][0]["options"].update(options)
     text = refusal(small(), saved(trained(), tmp_path / "a.safetensors", json.dumps(recipe)))
-    assert "The recipe in a.safetensors is damaged" in text
+    assert "recipe" in text and "is damaged" in text
 
 
 # -------------------------------------------------------------------------------------------------------------- refused
@@ -506,7 +510,7 @@ SPOILED: dict[str, tuple[Callable[[dict], Any], tuple[str, ...]]] = {
     ),
     "too large": (
         lambda state: {**state, "head.bias": torch.full((10,), 1e300, dtype=torch.float64)},
-        ("head.bias holds NaN or infinity, or would in torch.float32",),
+        ("head.bias is too large for torch.float32",),
     ),
     "integers": (changed(fc1__bias=torch.ones(4, dtype=torch.int64)), (f"{SE}fc1.bias is of torch.int64",)),
     "booleans": (
@@ -630,7 +634,7 @@ def a_whole_module(path):
 
 
 FILES: dict[str, tuple[str, Callable[[Any], Any], type[SurgeryError], str]] = {
-    "missing": ("a.pth", lambda path: None, CheckpointError, "cannot be read as tensors alone (FileNotFoundError"),
+    "missing": ("a.pth", lambda path: None, CheckpointError, "a.pth' cannot be read (No such file"),
     "missing safetensors": ("a.safetensors", lambda path: None, CheckpointError, "a.safetensors' cannot be read"),
     "empty": ("a.pt", lambda path: path.write_bytes(b""), CheckpointError, "cannot be read as tensors alone"),
     "cut": ("a.bin", lambda path: path.write_bytes(b"PK\x03\x04"), CheckpointError, "cannot be read as tensors alone"),
@@ -691,14 +695,7 @@ def test_what_is_exported_is_a_copy():
 class ByHandNamed(ByHand):
     """The same with its SE under the name that the style has."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.se = self.attention
-        del self.attention
-
-    @property
-    def attention(self):
-        return self._modules.get("se") or self._modules["attention"]
+    NAME = "se"
 
 
 class LinearBlock(FunctionalBlock):
@@ -715,7 +712,7 @@ class LinearBlock(FunctionalBlock):
 READERS = {
     "timm": (resnet18, lambda: timm.create_model("seresnet18", **NARROW)),
     "legacy": (
-        lambda: add_se(build("legacy_seresnet18"), stages=[1, 2, 3, 4], existing="replace", **PLAIN),
+        lambda: add_se(build("legacy_seresnet18"), existing="replace", **PLAIN),
         lambda: timm.create_model("legacy_seresnet18"),
     ),
     "torchvision": (lambda: add_se(by_hand(BasicBlock), **PLAIN), lambda: ResNet(ByHandNamed, [1, 1, 1, 1])),
@@ -727,7 +724,6 @@ READERS = {
 def test_networks_made_elsewhere_load_it(style):
     operate, create = READERS[style]
     ours, theirs = operate().eval(), create().eval()
-    assert sum(is_native_se(module) for module in theirs.modules()) or style in ("legacy", "linear")
     theirs.load_state_dict(export_se(ours, style), strict=True)
     x = images((3, 32, 32))
     if style == "linear":
