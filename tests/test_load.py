@@ -795,6 +795,20 @@ def test_two_ses_in_a_block_have_no_names_elsewhere():
         export_se(ours, "legacy")
 
 
+def test_two_blocks_of_a_unit():
+    """The names that a style has do not say which of the unit's two SEs is whose; the model's own do."""
+    ours = build("torchvision/mobilenet_v3_small")
+    for placement in ("standard", "inner"):
+        add_se(ours, placement, where="features.2", existing="stack", **PLAIN)
+    assert [site.path for site in find_se(ours) if site.origin == "se_surgery"] == [
+        "features.2.block.1.2.se",
+        "features.2.se",
+    ]
+    load_se(ours, export_se(ours, "timm"))
+    with pytest.raises(CheckpointError, match=r"names do not tell whose they are: features\.2.*own state_dict\(\)\.$"):
+        export_se(ours, "legacy")
+
+
 def test_unknown_styles():
     for style in ("cadene", None, ["timm"]):
         with pytest.raises(OptionError, match=r"Take one of timm, legacy, torchvision, linear\."):
