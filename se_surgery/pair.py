@@ -73,7 +73,7 @@ def _noise(args: tuple[Any, ...]) -> tuple[Any, ...]:
     def filled(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point() or tensor.any():
             return tensor
-        return torch.randn(tensor.shape, generator=generator).to(tensor)
+        return torch.randn(tensor.shape, generator=generator, device="cpu").to(tensor)
 
     return pytree.tree_map_only(Tensor, filled, args)  # type: ignore[no-any-return]
 
