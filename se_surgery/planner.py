@@ -194,7 +194,9 @@ class _Planner:
         ours = {implant.name for implant in implants(module)} & gone
         taken = called | self.taken.get(host.path, set())
         names = itertools.chain([base, numbered], (f"{numbered}_{i}" for i in itertools.count(2)))
-        return next(n for n in names if n not in taken and (getattr(module, n, None) is None or n in ours))
+        # What a class defines is found before any child, None and properties too.
+        free = (n for n in names if n not in taken and not hasattr(type(module), n))
+        return next(n for n in free if getattr(module, n, None) is None or n in ours)
 
     def _asked_for(self, path: str) -> bool:
         """Whether a block that cannot be looked into is among the stages and globs that were asked for."""

@@ -487,6 +487,26 @@ def test_names(name, placement):
     assert plan_se(build(name), placement).sites[0].path == NAMES[name, placement]
 
 
+class DefinesNone(toys.Basic):
+    se = None
+
+
+class DefinesProperty(toys.Basic):
+    @property
+    def se(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize("block", [DefinesNone, DefinesProperty], ids=lambda cls: cls.__name__)
+def test_a_name_that_the_blocks_class_defines_is_not_free(block):
+    """The forward would find that, and not the child."""
+    model = toys.Trunk(block(8, 8)).eval()
+    before = run(model, images((3, 32, 32)))
+    add_se(model)
+    assert isinstance(model.blocks[0].se_standard, SqueezeExcite)
+    assert_same(run(model, images((3, 32, 32))), before)
+
+
 def test_a_name_of_ones_own():
     model = add_se(build("resnet18"), name="attention")
     assert isinstance(model.layer1[0].attention, SqueezeExcite)
