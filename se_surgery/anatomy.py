@@ -183,8 +183,7 @@ class Block:
         for node in self.nodes:
             if node.op == "call_module":
                 path = f"{prefix}{node.target}"
-                calls = self.look.calls.get(path, [])
-                left = waiting.setdefault(path, [c for c in calls if self.call.start < c.start < self.call.end])
+                left = waiting.setdefault(path, self.look.inside(self.call, path))
                 if left:
                     matched[node.name] = left.pop(0)
         return matched

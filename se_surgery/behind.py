@@ -9,9 +9,10 @@ from torch import fx, nn
 
 from .anatomy import Anatomy, Block, is_under, parents
 from .errors import TraceError
-from .events import Event
+from .events import Call, Event
 from .find import is_se
 from .joins import Unit
+from .look import Look
 
 
 def after_convolution(anatomy: Anatomy, event: Event, unit: Unit | None = None) -> tuple[Block, fx.Node]:
@@ -74,21 +75,19 @@ def _up_from(anatomy: Anatomy, event: Event) -> list[str]:
 def _activation_behind(anatomy: Anatomy, sequential: str, child: str) -> str | None:
     """The activation that follows a child of a Sequential, behind its normalisation."""
     seen = anatomy.look
-    prefix = sequential + "." if sequential else ""
-    names = list(seen.modules[sequential]._modules)
-    for name in names[names.index(child[len(prefix) :].split(".")[0]) + 1 :]:
-        calls = seen.calls.get(prefix + name)
+    for calls in _following(seen, sequential, child):
         if not calls:
             return None
+        path = calls[0].path
         # An SE that an activation holds already has no part in what it is.
         events = [event for event in seen.during(calls[0]) if event.spatial and event.transforms]
         kinds = {event.kind for event in events}
         if kinds == {"act"}:
-            return prefix + name
+            return path
         if kinds == {"norm", "act"}:
             acts = [event.path for event in events if event.kind == "act"]
-            return acts[0] if acts[0] != prefix + name else None
-        if kinds - {"norm"} or isinstance(seen.modules[prefix + name], nn.Flatten):
+            return acts[0] if acts[0] != path else None
+        if kinds - {"norm"} or isinstance(seen.modules[path], nn.Flatten):
             return None
     return None
 
@@ -96,12 +95,18 @@ def _activation_behind(anatomy: Anatomy, sequential: str, child: str) -> str | N
 def _ends_with(anatomy: Anatomy, sequential: str, child: str) -> bool:
     """Whether nothing but normalisation and identities follows a child of a Sequential."""
     seen = anatomy.look
+    following = [call for calls in _following(seen, sequential, child) for call in calls]
+    events = [event for call in following for event in seen.during(call)]
+    shapes = {tuple(call.output.shape) for call in following}
+    return {event.kind for event in events if event.spatial and event.transforms} <= {"norm"} and len(shapes) <= 1
+
+
+def _following(seen: Look, sequential: str, child: str) -> list[list[Call]]:
+    """The calls of each entry of a Sequential behind a child of it, in the Sequential's first call."""
     prefix = sequential + "." if sequential else ""
     names = list(seen.modules[sequential]._modules)
-    following = names[names.index(child[len(prefix) :].split(".")[0]) + 1 :]
-    events = [event for name in following for call in seen.calls.get(prefix + name, []) for event in seen.during(call)]
-    shapes = {tuple(call.output.shape) for name in following for call in seen.calls.get(prefix + name, [])}
-    return {event.kind for event in events if event.spatial and event.transforms} <= {"norm"} and len(shapes) <= 1
+    behind = names[names.index(child[len(prefix) :].split(".")[0]) + 1 :]
+    return [seen.inside(seen.calls[sequential][0], prefix + name) for name in behind]
 
 
 def _returned(block: Block) -> fx.Node:

@@ -66,7 +66,7 @@ def _outputs(model: nn.Module, images: tuple[Any, ...]) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(_SEED)
 
     def noise(tensor: Tensor) -> Tensor:
-        return torch.randn(tensor.shape, generator=generator).to(tensor)
+        return torch.randn(tensor.shape, generator=generator, device="cpu").to(tensor)
 
     with torch.no_grad():
         leaves = pytree.tree_leaves(model(*pytree.tree_map_only(Tensor, noise, images)))

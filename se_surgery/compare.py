@@ -83,7 +83,7 @@ def backward(outputs: Sequence[Tensor]) -> None:
     """Differentiate a fixed random combination of the outputs: a plain sum is the same for all that is normalised."""
     generator = torch.Generator().manual_seed(SEED)
     losses = [
-        (leaf * torch.randn(leaf.shape, generator=generator).to(leaf)).mean()
+        (leaf * torch.randn(leaf.shape, generator=generator, device="cpu").to(leaf)).mean()
         for leaf in outputs
         if leaf.requires_grad and leaf.numel()
     ]

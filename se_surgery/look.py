@@ -17,6 +17,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,9 +40,10 @@ class Look:
 
     Attributes:
         model: The model that was looked at.
-        modules: Its modules by path.
+        modules: Its modules by path; one that is in several places by the first.
         calls: The calls of every module, by path, in order.
         events: All events in order.
+        clocks: When each of them was, on the look's clock.
         args: What the model was called with.
     """
 
@@ -57,6 +59,18 @@ class Look:
         """Spatial size of the images that went into the model, or `()` where it took none."""
         images = [leaf for leaf in pytree.tree_leaves(self.args) if isinstance(leaf, Tensor) and leaf.dim() in (4, 5)]
         return tuple(images[0].shape[-2:]) if images else ()
+
+    @cached_property
+    def aliases(self) -> dict[str, str]:
+        """The path under which a module's calls are noted, by its other paths: it may be in several places."""
+        first = {id(module): path for path, module in self.modules.items()}
+        paths = self.model.named_modules(remove_duplicate=False)
+        return {path: first[id(module)] for path, module in paths if path != first[id(module)]}
+
+    def inside(self, call: Call, path: str) -> list[Call]:
+        """The calls of the module at `path` inside another call."""
+        calls = self.calls.get(self.aliases.get(path, path), [])
+        return [one for one in calls if call.start < one.start < call.end]
 
     def during(self, call: Call) -> tuple[Event, ...]:
         """All events inside one call, those of its children included."""

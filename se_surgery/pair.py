@@ -24,6 +24,9 @@ from .excite import SqueezeExcite
 from .find import SESite
 from .strip import remove
 
+# What a layer puts out is taken to be this part of its usual size at least.
+_LEAST = 0.5
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -70,7 +73,7 @@ def _noise(args: tuple[Any, ...]) -> tuple[Any, ...]:
     def filled(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point() or tensor.any():
             return tensor
-        return torch.randn(tensor.shape, generator=generator).to(tensor)
+        return torch.randn(tensor.shape, generator=generator, device="cpu").to(tensor)
 
     return pytree.tree_map_only(Tensor, filled, args)  # type: ignore[no-any-return]
 
@@ -167,9 +170,9 @@ def _fit(pair: Pair) -> None:
     for path in pair.sites:
         se = model.get_submodule(path)
         if isinstance(se, SqueezeExcite):
-            se.fc1.register_forward_hook(functools.partial(_to_size, 1.0))
+            se.fc1.register_forward_hook(functools.partial(_to_size, 1.0, 0.0))
             # Larger ones would amplify the rounding of what they are computed from, from SE to SE.
-            se.fc2.register_forward_hook(functools.partial(_to_size, 0.5))
+            se.fc2.register_forward_hook(functools.partial(_to_size, 0.5, 0.5))
     # A model that does not run on these inputs is reported by the first check that runs it.
     with contextlib.suppress(Exception):
         outputs_of(model, pair.inputs)
@@ -191,9 +194,19 @@ def _to_statistics(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
     var.mul_(size)  # type: ignore[operator]
 
 
-def _to_size(size: float, layer: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-    """Scale a layer's weights so that what it puts out has this size."""
+def _to_size(size: float, least: float, layer: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+    """Scale a layer's weights so that what it puts out has this size, for inputs of at least the size `least`.
+
+    A few units may put out next to nothing because weights and inputs cancel out by chance, and need not in training:
+    weights that make up for that would shut all gates there, or open them so far that nothing learns.
+    """
     if layer.bias is not None:
         output = output - layer.bias[:, None, None]  # type: ignore[index]
-    layer.weight.mul_(size / output.float().square().mean().sqrt().clamp_min(1e-6))  # type: ignore[operator]
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    usual = _size(weight) * _size(args[0]).clamp_min(least) * weight[0].numel() ** 0.5
+    weight.mul_(size / torch.maximum(_size(output), _LEAST * usual).clamp_min(1e-6))
     return layer.forward(args[0])  # type: ignore[no-any-return]
+
+
+def _size(values: Tensor) -> Tensor:
+    return values.float().square().mean().sqrt()

@@ -18,6 +18,7 @@ from .exam import Exam
 from .excite import SESpec, hidden_channels
 from .find import SESite
 from .joins import Unit
+from .look import Look
 from .options import Options, check_options, matches, option_arguments, resolve_stage
 from .placements import NoPlace, places
 from .plan import Plan, Site, Skipped
@@ -102,7 +103,7 @@ class _Planner:
         self.taken: dict[str, set[str]] = {}
         self.sites: list[Site] = []
         self.skipped: list[Skipped] = []
-        self.shared = _shared_modules(exam.seen.model)
+        self.shared = _shared_modules(exam.seen)
 
     def plan(self) -> Plan:
         for index, unit in enumerate(self.exam.units.found):
@@ -195,7 +196,9 @@ class _Planner:
         ours = {implant.name for implant in implants(module)} & gone
         taken = called | self.taken.get(host.path, set())
         names = itertools.chain([base, numbered], (f"{numbered}_{i}" for i in itertools.count(2)))
-        return next(n for n in names if n not in taken and (getattr(module, n, None) is None or n in ours))
+        # What a class defines is found before any child, None and properties too.
+        free = (n for n in names if n not in taken and not hasattr(type(module), n))
+        return next(n for n in free if getattr(module, n, None) is None or n in ours)
 
     def _asked_for(self, path: str) -> bool:
         """Whether a block that cannot be looked into is among the stages and globs that were asked for."""
@@ -240,12 +243,12 @@ def _called_once(host: Block, name: str) -> bool:
     return sum(node.op == "call_module" and node.target == name for node in host.nodes) == 1
 
 
-def _shared_modules(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Modules that are registered under two and more paths, by the first."""
-    paths: dict[int, list[str]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        paths.setdefault(id(module), []).append(path)
-    return {found[0]: tuple(found) for found in paths.values() if len(found) > 1}
+def _shared_modules(seen: Look) -> dict[str, list[str]]:
+    """All paths of the modules that have several, by the first."""
+    paths: dict[str, list[str]] = {}
+    for path, first in seen.aliases.items():
+        paths.setdefault(first, [first]).append(path)
+    return paths
 
 
 def unplaced_reason(plan: Plan) -> SurgeryError:

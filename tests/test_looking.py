@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from patients import build
+from patients import assert_same, build, images, run
 from torch import Tensor, nn
 
 from se_surgery import PatientError, SurgeryError, add_se, find_se, plan_se, verify
@@ -105,10 +105,23 @@ def test_a_forward_with_side_effects_is_refused_and_nothing_is_written(block):
     assert model(torch.randn(1, 3, 16, 16)).shape == (1, 8, 14, 14)
 
 
-def test_verify_needs_no_gradients_around_it():
-    with torch.no_grad():
-        report = verify(add_se(build("resnet18"), example_input=(3, 64, 64)), (3, 64, 64), thorough=False)
+AROUND = {
+    "no_grad": torch.no_grad,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "another-default-device": lambda: torch.device("meta"),
+}
+
+
+@pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
+def test_what_is_on_around_an_operation_is_not_its_business(around):
+    model = build("resnet18", channels=(8, 16, 32, 64))
+    before = run(model, images())
+    with around():
+        add_se(model, example_input=(3, 64, 64))
+        report = verify(model, (3, 64, 64), thorough=False)
     assert {check.name: check.passed for check in report.checks}["gradients"] is True
+    assert {(p.device.type, p.dtype, p.requires_grad) for p in model.parameters()} == {("cpu", torch.float32, True)}
+    assert_same(run(model, images()), before)
 
 
 def test_ses_are_not_made_in_inference_mode():

@@ -400,6 +400,36 @@ def test_the_channel_axis_of_channels_first_blocks(example):
     assert [site.channels for site in plan.sites] == [64, 64, 128, 128, 256, 256, 512, 512]
 
 
+class ConvNormAct(nn.Module):
+    def __init__(self, inputs: int, act: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.bn, self.act = toys.conv(inputs, 8), nn.BatchNorm2d(8), act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))
+
+
+def plain_blocks() -> nn.Module:
+    return nn.Sequential(*(ConvNormAct(inputs, nn.ReLU()) for inputs in (3, 8, 8)))
+
+
+@pytest.mark.parametrize("make", [lambda: build("torchvision/resnet18"), plain_blocks], ids=["resnet18", "plain"])
+def test_one_activation_for_all_blocks_is_as_good_as_one_for_each(make):
+    """What a module does counts where it is called, under whichever of its paths."""
+    apart, one, relu = make(), make(), nn.ReLU(inplace=True)
+    for block in one.modules():
+        for name in {"relu", "act"} & block._modules.keys():
+            setattr(block, name, relu)
+    for placement, count in plan_se(apart).places.items():
+        if count:
+            sites = [[(s.path, s.kind, s.channels) for s in plan_se(model, placement).sites] for model in (apart, one)]
+            assert sites[0] == sites[1] and len(sites[0]) == count
+    one.eval()
+    before = run(one, images())
+    add_se(one)
+    assert_same(run(one, images()), before)
+
+
 def test_pre_is_refused_where_the_fork_changes_in_place_for_some_readers():
     with pytest.raises(PlacementError, match="in place"):
         add_se(build("toy/ForkedInPlace"), "pre")
@@ -485,6 +515,26 @@ NAMES = {
 @pytest.mark.parametrize(("name", "placement"), NAMES)
 def test_names(name, placement):
     assert plan_se(build(name), placement).sites[0].path == NAMES[name, placement]
+
+
+class DefinesNone(toys.Basic):
+    se = None
+
+
+class DefinesProperty(toys.Basic):
+    @property
+    def se(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize("block", [DefinesNone, DefinesProperty], ids=lambda cls: cls.__name__)
+def test_a_name_that_the_blocks_class_defines_is_not_free(block):
+    """The forward would find that, and not the child."""
+    model = toys.Trunk(block(8, 8)).eval()
+    before = run(model, images((3, 32, 32)))
+    add_se(model)
+    assert isinstance(model.blocks[0].se_standard, SqueezeExcite)
+    assert_same(run(model, images((3, 32, 32))), before)
 
 
 def test_a_name_of_ones_own():

@@ -246,6 +246,22 @@ def test_gates_are_drawn_so_that_they_spread_in_both_modes(training):
     assert all(0.05 < gate.std() < 0.3 and (gate - 0.5).abs().mean() > 0.03 for gate in gates)
 
 
+def test_gates_of_few_hidden_units_are_not_drawn_shut():
+    """What cancels out by chance in evaluation need not in training: no gate is so far off that it learns nothing."""
+    model = add_se(tapped(), gate="hard_sigmoid", example_input=SIZE)
+    exam = Exam(model, SIZE)
+    largest: list[float] = []
+    for seed in range(60):
+        torch.manual_seed(seed)
+        pair = paired(copy.deepcopy(model), exam, exam.existing)
+        draw_anew(pair)
+        for path in pair.sites:
+            gate = pair.operated.get_submodule(path).gate
+            gate.register_forward_hook(lambda module, args, output: largest.append(args[0].abs().max().item()))
+        run(pair.operated, images(SIZE), training=True)
+    assert len(largest) == 120 and 1 < max(largest) < 12
+
+
 def test_a_learned_mix_is_drawn_as_one():
     """However little of it the user's model has learned."""
     model = add_se(tapped(), attn="eca", example_input=SIZE)
