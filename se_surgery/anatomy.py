@@ -53,13 +53,13 @@ class Anatomy:
         Raises:
             TraceError: The method cannot be written as a graph.
         """
+        module = self.look.modules[path]
+        # A timm model's forward calls its forward_features; what stands in there is reached from elsewhere too.
+        method = method or ("forward_features" if not path and hasattr(module, "forward_features") else "forward")
         if (path, method) not in self._blocks:
-            module = self.look.modules[path]
             view = shallow_view(module, original_class(module), original_state(module))
-            # A timm model's forward calls its forward_features; what stands in there is reached from elsewhere too.
-            main = "forward_features" if not path and hasattr(view, "forward_features") else "forward"
             call = self.look.calls[path][0]
-            traced = self.traced(view, call, method or main, self.training)
+            traced = self.traced(view, call, method, self.training)
             self._blocks[path, method] = Block(self.look, call, view, traced)
         return self._blocks[path, method]
 
@@ -88,6 +88,8 @@ class Anatomy:
     def differs_in_training(self, path: str, method: str) -> bool:
         """Whether a block's training graph has other nodes than its evaluation graph, or cannot be made."""
         block = self.block(path, method)
+        if not block.trace.modal:
+            return False
         try:
             training = self.traced(block.view, block.call, method, training=True)
         except TraceError:
@@ -116,8 +118,9 @@ class Anatomy:
         if key not in self._traces:
             try:
                 _refuse_instance_forward(view)
-                traced = trace(view, call, method=method, training=training)
-                self._traces[key] = with_bare(traced, view, call, training)
+                traced = with_bare(trace(view, call, method=method, training=training), view, call, training)
+                modes = (training,) if traced.modal else (True, False)
+                self._traces.update({(mode, *key[1:]): traced for mode in modes})
             except TraceError as error:
                 self._traces[key] = error
         found = self._traces[key]

@@ -68,7 +68,7 @@ def method_code(forms: Sequence[tuple[Trace, Sequence[Insertion]]]) -> Code:
     """The code of one method with the insertions made, for both modes.
 
     Args:
-        forms: The method's trace and its insertions in evaluation, then those in training.
+        forms: The method's trace and its insertions in evaluation, then those in training where they are others.
 
     Raises:
         TraceError: An edge is not in the graph, or a name cannot be found again by import.
@@ -84,7 +84,7 @@ def method_code(forms: Sequence[tuple[Trace, Sequence[Insertion]]]) -> Code:
     reads = {name: value for traced, _ in forms for name, value in traced.reads if name not in inserted}
     flags = [name for name in RECOMPUTING if reads.get(name) is False]
     lines = [*_head(evaluating, flags), *_guards(evaluating), *_watch(reads, flags)]
-    if bodies[0] == bodies[1]:
+    if bodies[0] == bodies[-1]:
         lines += bodies[0]
     else:
         lines += ["    if self.training:", *("    " + line if line else line for line in bodies[1]), *bodies[0]]

@@ -132,7 +132,7 @@ def _code(anatomy: Anatomy, block: nn.Module, path: str, calls: list[tuple[str, 
             # Flags to recompute, and branches that are folded into one, are what a trace would freeze.
             changes = any(name in view.__dict__ for name in RECOMPUTING) or any(hasattr(view, name) for name in FOLDING)
             outer = outer_code(*forms[0]) if changes else None
-            anatomy.codes[key] = outer or method_code(forms)
+            anatomy.codes[key] = outer or method_code(forms[:1] if key[0] == key[1] else forms)
         codes.append(anatomy.codes[key])
     return join(codes)
 

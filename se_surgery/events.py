@@ -114,8 +114,20 @@ KINDS: dict[Callable[..., Any], str] = {
     **dict.fromkeys(_functions("linear"), "linear"),
     **dict.fromkeys(_REDUCTIONS, "squeeze"),
 }
-# These return a tensor of their first argument's shape, strides and dtype: on the meta device that argument will do.
-SHAPELESS = _ACTIVATIONS - _functions("glu") | _functions("batch_norm")
+_SHAPELESS = _ACTIVATIONS - _functions("glu") | _functions("batch_norm")
+
+
+def is_like_first(function: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a result has its first argument's shape, strides and dtype: on the meta device that argument will do."""
+    if not args or not isinstance(args[0], Tensor):
+        return False
+    if function in _SHAPELESS:
+        return True
+    if KINDS.get(function) != "add" or len(args) != 2 or not isinstance(args[1], Tensor):
+        return False
+    first, second = args
+    alike = (first.shape, first.dtype) == (second.shape, second.dtype)
+    return alike and first.is_contiguous() and second.is_contiguous()
 
 
 def kind_of(function: Any) -> str | None:

@@ -26,7 +26,7 @@ from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from .events import KINDS, MAXIMA, SHAPELESS, Call, Event, is_gate, is_map
+from .events import KINDS, MAXIMA, Call, Event, is_gate, is_like_first, is_map
 from .probes import BatchMixedError, check_batch, describe, is_about_shapes, probes, refused, resized
 
 _log = logging.getLogger("se_surgery")
@@ -101,11 +101,7 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if kind is None:
             return function(*args, **kwargs)
-        first = args[0] if args else None
-        if not self.real and function in SHAPELESS and isinstance(first, Tensor):
-            result = first
-        else:
-            result = function(*args, **kwargs)
+        result = args[0] if not self.real and is_like_first(function, args) else function(*args, **kwargs)
         value = result[0] if isinstance(result, tuple) and result else result
         if isinstance(value, Tensor) and self.stack:
             if function in MAXIMA and not (len(args) > 1 and isinstance(args[1], Tensor)):
@@ -159,6 +155,8 @@ def _to_meta(value: Any) -> Any:
         return value
     if type(value) in (tuple, list):
         return type(value)(_to_meta(item) for item in value)
+    if type(value) is dict:
+        return {key: _to_meta(item) for key, item in value.items()}
     return pytree.tree_map_only(Tensor, _to_meta, value)
 
 

@@ -60,6 +60,7 @@ class Trace:
         lengths: Length of every list or tuple that holds tensors, by (parameter, steps).
         reads: The plain attributes of the block that the method read, with the values that the graph is made for.
         bare: Parameters that were given a list of one tensor, and for which that tensor alone does the same.
+        modal: Whether the method read `self.training`, so that its graph may be another one in the other mode.
     """
 
     method: str
@@ -69,6 +70,7 @@ class Trace:
     lengths: tuple[tuple[str, tuple[Step, ...], int], ...]
     reads: tuple[tuple[str, Any], ...] = ()
     bare: tuple[str, ...] = ()
+    modal: bool = False
 
 
 class _Proxy(fx.Proxy):
@@ -170,7 +172,7 @@ def _watched(cls: type[nn.Module], reads: dict[str, Any]) -> type[nn.Module]:
     """A subclass of `cls` whose modules note which of their plain attributes are read, and what they are."""
 
     def __getattribute__(self: nn.Module, name: str) -> Any:
-        if name not in _OWN and not name.startswith("__"):
+        if name not in _UNREAD and not name.startswith("__"):
             state = object.__getattribute__(self, "__dict__")
             for space in (state, *(state[group] for group in _GROUPS)):
                 if name in space and is_plain(space[name]):
@@ -180,7 +182,8 @@ def _watched(cls: type[nn.Module], reads: dict[str, Any]) -> type[nn.Module]:
     return type(cls.__name__, (cls,), {"__getattribute__": __getattribute__, "__qualname__": cls.__qualname__})
 
 
-_OWN = frozenset(nn.Module().__dict__)
+# What every module has, and is no choice of the block's own.
+_UNREAD = frozenset(nn.Module().__dict__) - {"training"}
 # Where a module keeps what is registered with it; None is there for a child or parameter that it does without.
 _GROUPS = ("_modules", "_parameters", "_buffers")
 
@@ -232,7 +235,9 @@ def trace(block: nn.Module, call: Call, *, method: str = "forward", training: bo
         raise TraceError(f"its forward writes to self.{written[0]}, which a graph of it cannot do")
     if not torch.equal(drawn[0], now[0]) or drawn[1] != now[1]:
         raise TraceError("its forward draws random numbers of its own, which a graph of it would draw only once")
-    return Trace(method, graph, signature, tuple(tracer.arguments), tuple(tracer.lengths), tuple(sorted(reads.items())))
+    modal = reads.pop("training", None) is not None
+    arguments, lengths = tuple(tracer.arguments), tuple(tracer.lengths)
+    return Trace(method, graph, signature, arguments, lengths, tuple(sorted(reads.items())), modal=modal)
 
 
 def with_bare(traced: Trace, block: nn.Module, call: Call, training: bool) -> Trace:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import operator
+
 import pytest
 import torch
 from patients import assert_same, build, images, run
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from se_surgery import PatientError, SurgeryError, add_se, find_se, plan_se, verify
+from se_surgery.anatomy import Anatomy
+from se_surgery.events import is_like_first
+from se_surgery.look import look
 
 # Blocks a stage, counted by hand from the papers' tables; the first of RegNetX-400MF's four stages has one block.
 STAGES = {
@@ -103,6 +109,41 @@ def test_a_forward_with_side_effects_is_refused_and_nothing_is_written(block):
     assert all(torch.equal(value, values[key]) for key, value in model.state_dict().items())
     assert type(model[1]) is block and model[1].seen == [] and model[1].log == {} and not hasattr(model[1], "last")
     assert model(torch.randn(1, 3, 16, 16)).shape == (1, 8, 14, 14)
+
+
+@pytest.mark.parametrize(("name", "host"), [("toy/Functional", "blocks.0"), ("toy/FunctionalDropPath", "blocks.0")])
+def test_a_forward_is_traced_once_where_it_does_not_ask_for_the_mode(name, host):
+    model = build(name)
+    anatomy = Anatomy(look(model))
+    view, call = anatomy.block(host).view, anatomy.look.calls[host][0]
+    evaluating, training = (anatomy.traced(view, call, "forward", mode) for mode in (False, True))
+    asks = name == "toy/FunctionalDropPath"
+    assert evaluating.modal is asks and (training is not evaluating) is asks
+    assert anatomy.differs_in_training(host, "forward") is asks
+
+
+MAP = torch.empty(2, 4, 6, 6)
+# What looking does not compute, because the first argument will do; and what is alike only at first sight.
+RESULTS = {
+    "relu": (torch.relu, (MAP,), True),
+    "sum": (torch.add, (MAP, MAP), True),
+    "sum-in-place": (operator.iadd, (MAP, MAP), True),
+    "sum-broadcast": (torch.add, (MAP[:, :1, :1, :1], MAP), False),
+    "sum-promoted": (torch.add, (MAP.half(), MAP), False),
+    "sum-of-number": (torch.add, (MAP, 1.0), False),
+    "sum-expanded": (torch.add, (MAP[:, :, :1].expand_as(MAP), MAP[:, :, :1].expand_as(MAP)), False),
+    "halved": (F.glu, (MAP, 1), False),
+    "product": (torch.mul, (MAP, MAP), False),
+}
+
+
+@pytest.mark.parametrize("case", RESULTS.values(), ids=RESULTS)
+def test_a_result_that_is_like_the_first_argument(case):
+    function, args, alike = case
+    method = Tensor.__iadd__ if function is operator.iadd else function
+    result = function(*args)
+    assert is_like_first(method, args) is alike
+    assert not alike or (result.shape, result.stride(), result.dtype) == (MAP.shape, MAP.stride(), MAP.dtype)
 
 
 AROUND = {
