@@ -6,6 +6,7 @@
 """
 
 from .errors import (
+    DataError,
     NothingToDoError,
     OptionError,
     PatientError,
@@ -18,6 +19,7 @@ from .errors import (
 )
 from .exam import find_se
 from .excite import SESpec, SqueezeExcite
+from .excited import Excitations, Gates, excitations
 from .find import SESite
 from .graft import add_se
 from .plan import Plan, Site, Skipped
@@ -29,6 +31,9 @@ from .strip import strip_se
 __version__ = "0.1.0"
 
 __all__ = [
+    "DataError",
+    "Excitations",
+    "Gates",
     "NothingToDoError",
     "OptionError",
     "PatientError",
@@ -47,6 +52,7 @@ __all__ = [
     "VerifyError",
     "add_se",
     "apply_recipe",
+    "excitations",
     "find_se",
     "plan_se",
     "recipe_of",
