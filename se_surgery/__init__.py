@@ -8,6 +8,7 @@
 from .errors import (
     ArtefactError,
     CheckpointError,
+    DataError,
     NothingToDoError,
     OptionError,
     PatientError,
@@ -20,6 +21,7 @@ from .errors import (
 )
 from .exam import find_se
 from .excite import SESpec, SqueezeExcite
+from .excited import Excitations, Gates, excitations
 from .export import export_se
 from .find import SESite
 from .graft import add_se
@@ -36,6 +38,9 @@ __version__ = "0.1.0"
 __all__ = [
     "ArtefactError",
     "CheckpointError",
+    "DataError",
+    "Excitations",
+    "Gates",
     "LoadReport",
     "NothingToDoError",
     "OptionError",
@@ -55,6 +60,7 @@ __all__ = [
     "VerifyError",
     "add_se",
     "apply_recipe",
+    "excitations",
     "export_se",
     "find_se",
     "load_se",

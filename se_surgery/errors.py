@@ -42,6 +42,10 @@ class InstanceForwardError(TraceError):
     """A block has a forward of its own on the instance, which a rewritten class cannot reach."""
 
 
+class DataError(SurgeryError):
+    """A loader gives something that cannot be used: no batches, values that are not finite, labels out of range."""
+
+
 class VerifyError(SurgeryError):
     """A promise about an operated model does not hold."""
 

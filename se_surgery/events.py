@@ -145,6 +145,19 @@ def is_gate(args: tuple[Any, ...], result: Tensor) -> bool:
     )
 
 
+def gate_of(args: tuple[Any, ...], given: Tensor) -> Tensor | None:
+    """Of the operands of a product the one that scales the channels of `given`, or None where neither does.
+
+    On maps of one position the gate looks like the map: then it is the one that is not `given` itself.
+    """
+    if len(args) < 2 or not isinstance(args[0], Tensor) or not isinstance(args[1], Tensor):
+        return None
+    per_channel = [operand for operand in args[:2] if operand.dim() == given.dim() and _is_per_channel(operand)]
+    if len(per_channel) == 2:
+        per_channel = [operand for operand in per_channel if operand.data_ptr() != given.data_ptr()]
+    return per_channel[0] if len(per_channel) == 1 else None
+
+
 def _is_per_channel(tensor: Tensor) -> bool:
     held = [size for size, stride in zip(tensor.shape[1:], tensor.stride()[1:], strict=True) if size > 1 and stride]
     return len(held) <= 1

@@ -84,8 +84,7 @@ def is_se(seen: Look, call: Call) -> bool:
 
 def _site(path: str, seen: Look, stage: int, implanted: bool) -> SESite:
     module, call = seen.modules[path], seen.calls[path][0]
-    holder, _, name = path.rpartition(".")
-    record = next((i for i in implants(seen.modules[holder]) if i.name == name), None) if implanted else None
+    holder, record = path.rpartition(".")[0], record_of(path, seen) if implanted else None
     shape = tuple(call.output.shape)
     return SESite(
         path=path,
@@ -97,6 +96,17 @@ def _site(path: str, seen: Look, stage: int, implanted: bool) -> SESite:
         macs=sum(event.macs for event in seen.during(call)) + math.prod(shape[1:]),
         origin=origin_of(module, record),
     )
+
+
+def record_of(path: str, seen: Look) -> Implant | None:
+    """The record of an SE that this library put in; None for any other."""
+    holder, _, name = path.rpartition(".")
+    return next((implant for implant in implants(seen.modules[holder]) if implant.name == name), None)
+
+
+def axis_of(path: str, seen: Look) -> int:
+    """The channel axis of the maps that the SE at `path` gates: 1 or -1."""
+    return _axis(tuple(seen.calls[path][0].output.shape), record_of(path, seen), seen)
 
 
 def _axis(shape: tuple[int, ...], record: Implant | None, seen: Look) -> int:

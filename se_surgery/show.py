@@ -26,6 +26,7 @@ from .outside import OUTSIDE
 
 if TYPE_CHECKING:
     from .exam import Exam
+    from .excited import Excitations
     from .plan import Plan, Site
 
 # Columns apart by spaces, a rule under the header; ASCII, because a pipe may not take anything else.
@@ -60,6 +61,34 @@ def sites_text(sites: Sequence[SESite]) -> str:
         params = sum(site.params for site in group)
         rows.append((first.stage, paths, len(group), width, f"{params:,}", first.origin))
     return table([">stage", "SE", ">number", "channels -> hidden", ">parameters", "origin"], rows)
+
+
+def gates_text(found: Excitations) -> str:
+    """The gates of a model's SEs: their mean and its spread over the channels, their variances, the saturated share."""
+    rows = []
+    for gates in found:
+        between, saturated = gates.between, gates.saturated
+        spread = gates.mean.std(correction=0)
+        rows.append(
+            (
+                gates.site.stage,
+                gates.site.path,
+                gates.site.channels,
+                f"{gates.mean.mean():.3f} +- {spread:.3f}",
+                f"{gates.variance.mean():.2e}",
+                f"{between.mean():.2e}" if between is not None else "-",
+                f"{saturated.mean():.1%}" if saturated is not None else "-",
+            )
+        )
+    headers = [">stage", "SE", ">channels", ">mean gate", ">variance over inputs", ">between classes", ">saturated"]
+    title = f"{count(len(found), 'SE')} over {count(found.sites[0].count, 'input')}"
+    if found.labels:
+        title += f" of {len(found.labels)} {'class' if len(found.labels) == 1 else 'classes'}"
+    reasons: dict[str, list[str]] = {}
+    for path, reason in found.skipped:
+        reasons.setdefault(reason, []).append(path)
+    parts = [_section(title, table(headers, rows)), _section("No gates", _reasons(reasons)) if reasons else ""]
+    return "\n\n".join(part for part in parts if part)
 
 
 def exam_text(exam: Exam) -> str:

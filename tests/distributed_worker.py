@@ -26,7 +26,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from se_surgery import PatientError, SqueezeExcite, add_se, find_se, plan_se, recipe_of, records, strip_se
+from se_surgery import PatientError, SqueezeExcite, add_se, excitations, find_se, plan_se, recipe_of, records, strip_se
 
 Part = Callable[[int], dict[str, Any]]
 
@@ -108,7 +108,36 @@ def values(model: nn.Module) -> dict[str, Tensor]:
     return {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
 
 
+def labelled() -> torch.utils.data.TensorDataset:
+    """Images that no number of processes and no size of a batch divides, with labels."""
+    x = images(batch=13).double()
+    return torch.utils.data.TensorDataset(x, torch.arange(len(x)) % CLASSES)
+
+
+def statistics(model: nn.Module, loader: Any) -> dict[str, Tensor]:
+    """What `excitations` says of a loader, as tensors by SE."""
+    found = excitations(model, loader)
+    names = ("mean", "variance", "saturated", "class_means", "class_counts")
+    values = {f"{one.site.path} {name}": getattr(one, name) for one in found for name in names}
+    return values | {"count": torch.tensor(found.sites[0].count).double()}
+
+
 # ------------------------------------------------------------------------------------------------------------- DDP
+
+
+def gates(rank: int) -> dict[str, Any]:
+    """Each process looks at its part of the data; then one of them fails, and none waits for it."""
+    model = DistributedDataParallel(operated())
+    data = labelled()
+    sampler = torch.utils.data.DistributedSampler(data, shuffle=False)
+    nothing: list[Tensor] = []
+    spoilt = [images().double() * float("nan" if rank else 1)]
+    return {
+        "statistics": statistics(model, torch.utils.data.DataLoader(data, batch_size=3, sampler=sampler)),
+        "by one alone": statistics(model, nothing if rank else torch.utils.data.DataLoader(data, batch_size=3)),
+        "spoilt": error_of(lambda: excitations(model, spoilt)),
+        "nothing": error_of(lambda: excitations(model, nothing)),
+    }
 
 
 def ddp(rank: int, saving: bool = False) -> dict[str, Any]:
@@ -350,6 +379,9 @@ def accelerated(rank: int) -> dict[str, Any]:
         model.get_submodule(ses(model)[0]).fc2.weight.zero_()
     accelerator.load_state(folder / "state")
     return {
+        "statistics": statistics(
+            prepared, accelerator.prepare(torch.utils.data.DataLoader(labelled(), batch_size=4, shuffle=True))
+        ),
         "processes": accelerator.num_processes,
         "class": type(prepared).__name__,
         "unwrapped is the model": accelerator.unwrap_model(prepared) is model,
@@ -365,6 +397,7 @@ def accelerated(rank: int) -> dict[str, Any]:
 JOBS: dict[str, dict[str, Part]] = {
     "torch": {
         "ddp": ddp,
+        "gates": gates,
         "ddp checkpointing": ddp_checkpointing,
         "ddp batchnorm": ddp_batchnorm,
         "ddp unused": ddp_unused,

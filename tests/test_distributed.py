@@ -102,6 +102,35 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+# ----------------------------------------------------------------------------------------- the gates over all the data
+
+
+@pytest.mark.parametrize(
+    ("launch", "part", "how"),
+    [
+        ("torch", "gates", "statistics"),
+        ("torch", "gates", "by one alone"),
+        *((launch, "accelerate", "statistics") for launch in LAUNCHES if launch.startswith("accelerate")),
+    ],
+)
+def test_statistics_of_the_gates_are_those_of_one_process(results, launch, part, how):
+    """What samplers and accelerate repeat, so that all parts are equally long, counts once."""
+    model = operated()
+    if part == "accelerate":
+        model.load_state_dict(results(launch, part)[0]["loaded"])
+    expected = worker.statistics(model, [worker.labelled()[:]])
+    assert max(t.max() for name, t in expected.items() if name.endswith("variance")) > 1e-6
+    for result in results(launch, part):
+        assert_close(result[how], expected, relative_to_one=True)
+
+
+def test_a_process_that_fails_takes_the_others_along(results):
+    own, other = "Batch 1 holds values that are not finite", "Process 1 failed (DataError: Batch 1 holds values"
+    first, second = (result["spoilt"] for result in results("torch", "gates"))
+    assert other in first and own in second and "Process" not in second
+    assert all("gave no images" in result["nothing"] for result in results("torch", "gates"))
+
+
 # ------------------------------------------------------------------------------------- training, however it is spread
 
 
@@ -113,12 +142,15 @@ def alone() -> dict[str, Any]:
     return {"losses": losses, "gradients": worker.gradients(model), "values": worker.values(model)}
 
 
-def assert_close(first: dict[str, Tensor], second: dict[str, Tensor], tolerance: float = 1e-10) -> None:
+def assert_close(
+    first: dict[str, Tensor], second: dict[str, Tensor], tolerance: float = 1e-10, relative_to_one: bool = False
+) -> None:
     """Equal names, and values that differ by rounding in double precision: relative to the largest of each tensor."""
     assert list(first) == list(second)
     for name, tensor in second.items():
         error = (first[name] - tensor).abs().max().item()
-        assert error <= tolerance * tensor.abs().max().item(), f"{name} differs by {error:g}"
+        size = 1.0 if relative_to_one else tensor.abs().max().item()
+        assert error <= tolerance * size, f"{name} differs by {error:g}"
 
 
 DDP = [("torch", "ddp"), ("torch", "ddp checkpointing")]

@@ -1,0 +1,78 @@
+"""Figures: what the gates are, and what they are worth, drawn with matplotlib.
+
+In: `Excitations`, or a `Tradeoff`. Out: an image file. matplotlib is an extra, and imported only here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import OptionError, SurgeryError
+
+if TYPE_CHECKING:
+    from .excited import Excitations
+
+_COLUMNS = 4
+# More names than these do not fit beside a figure.
+_NAMED = 12
+
+
+def _figure(width: float, height: float) -> Any:
+    """An empty figure, which no window and no global state of matplotlib knows of."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise SurgeryError(
+            "Drawing needs matplotlib, which is not installed. Install it with: pip install 'se-surgery[plot]'."
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _written(figure: Any, path: Path) -> Path:
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise SurgeryError(f"{str(path)!r} cannot be written ({error}). Name an image file, gates.png say.") from error
+    return path
+
+
+def draw_gates(found: Excitations, path: Path, classes: Collection[int | str] | None) -> Path:
+    """Draw the mean gate against the channel: a panel for every SE, a line for each class and one for all.
+
+    Figure 9 of the paper.
+    """
+    rows = _rows(found, classes)
+    columns = min(_COLUMNS, len(found))
+    height = math.ceil(len(found) / columns)
+    figure = _figure(3.2 * columns + 1, 2.2 * height + 0.4)
+    axes = figure.subplots(height, columns, squeeze=False)
+    for panel, gates in zip(axes.flat, found, strict=False):
+        for row in rows:
+            panel.plot(gates.class_means[row].numpy(), linewidth=0.8, label=found.names[row])
+        panel.plot(gates.mean.numpy(), linewidth=1.4, color="black", label="all")
+        panel.set_title(gates.site.path, fontsize=8)
+        panel.tick_params(labelsize=6)
+        panel.margins(x=0)
+    for panel in list(axes.flat)[len(found) :]:
+        panel.remove()
+    figure.supxlabel("channel")
+    figure.supylabel("mean gate")
+    if len(rows) <= _NAMED:
+        figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
+    return _written(figure, path)
+
+
+def _rows(found: Excitations, classes: Collection[int | str] | None) -> list[int]:
+    """The rows of the classes to draw."""
+    if classes is None:
+        return list(range(len(found.labels)))
+    known: dict[int | str, int] = {label: row for row, label in enumerate(found.labels)}
+    known |= {name: row for row, name in enumerate(found.names)}
+    unknown = next((name for name in classes if name not in known), None)
+    if unknown is not None:
+        seen = ", ".join(found.names[:20]) or "none"
+        raise OptionError(f"There are no gates of a class {unknown!r}. Take some of those that were seen: {seen}.")
+    return [known[name] for name in classes]
