@@ -163,8 +163,13 @@ def test_a_model_trains_with_42_classes_and_resets_its_classifier(name):
     base.reset_classifier(0)
     assert model.get_classifier() is None or not list(model.get_classifier().parameters())
     assert_same(run(model, x), run(base, x))
-    for each in (model, base):
-        each.reset_classifier(0, "")
+    try:
+        base.reset_classifier(0, "")
+    except AssertionError as refused:  # InceptionNeXt's classifier has a pool of its own
+        with pytest.raises(AssertionError, match=str(refused)):
+            model.reset_classifier(0, "")
+        return
+    model.reset_classifier(0, "")
     pooled = run(model, x)
     assert pooled[0].dim() == 4
     assert_same(pooled, run(base, x))
