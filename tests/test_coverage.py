@@ -71,7 +71,6 @@ def test_every_row_with_values_passed(table):
     assert {(row["name"], row["placement"]): row["status"] for row in rows if row["status"] != running.PASS} == {}
 
 
-@pytest.mark.sweep
 @pytest.mark.parametrize("role", ["family", "class"])
 def test_every_placement_of_every_representative_was_run_and_passed(table, role):
     wanted = {

@@ -239,11 +239,11 @@ def section_text(table: Table) -> str:
         checked = table.passed("run", [head["name"] for head in heads])
         rows.append([family, names, ", ".join(has), ", ".join(head["name"] for head in heads), checked])
     done, wanted = table.run_representatives()
+    so_far = "was operated on" if done == wanted else f"is to be operated on (so far {done} of {wanted} times)"
     text = (
         f"{planned} of {len(table.targets)} names of CNNs in timm and torchvision are planned, each with a site for "
-        f"`standard` or with an SE in every unit already. One for every set of module classes is to be operated on "
-        f"real weights, by every placement: so far {done} of {wanted} such operations were done, and "
-        f"{table.passed('run')} passed all checks. "
+        f"`standard` or with an SE in every unit already. One for every set of module classes {so_far} with real "
+        f"weights, by every placement: {table.passed('run')} operations passed all checks. "
         f"[docs/coverage.md](docs/coverage.md) has every name and what was checked.\n"
     )
     families = grid(["family", ">names", "placements", "checked on", ">runs passed"], rows)
