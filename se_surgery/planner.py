@@ -258,7 +258,7 @@ def unplaced_reason(plan: Plan) -> SurgeryError:
         why = next(skip.reason for skip in plan.skipped if skip.unit == path)
         return PatientError(
             f"{path or 'the root'!r} of {plan.model} cannot be operated on: {why}. "
-            f"Give it a forward that does not depend on its inputs' values, or operate on a submodule."
+            f"Give it a forward that torch.fx can trace, or operate on a submodule."
         )
     if not plan.exam.units.found:
         told = [skip for skip in plan.skipped if not skip.unit] or plan.skipped
