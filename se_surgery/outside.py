@@ -56,4 +56,4 @@ def outside(seen: Look, found: Sequence[Unit], rejected: Sequence[Reject]) -> It
         if event.path in named or not paths.isdisjoint((event.path, *parents(event.path))):
             continue
         if not any(unit.calls(event.path) or unit.convolution is event for unit in found):
-            yield Reject(event.path, OUTSIDE)
+            yield Reject(event.path, OUTSIDE, "outside")

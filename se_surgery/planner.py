@@ -21,7 +21,7 @@ from .joins import Unit
 from .look import Look
 from .options import Options, check_options, matches, option_arguments, resolve_stage
 from .placements import NoPlace, places
-from .plan import Plan, Site, Skipped
+from .plan import HELD, Plan, Site, Skipped, UnitKind
 from .records import Edge, implants, is_implant
 
 
@@ -111,7 +111,8 @@ class _Planner:
         # A dense layer begins by joining what the layers before it made: that is its input.
         layers = {unit.path for unit in self.exam.units.found if unit.kind == "dense"}
         for reject in (r for r in dict.fromkeys(self.exam.units.rejected) if r.path not in layers):
-            self.skipped.append(Skipped(reject.path, reject.reason, reject.blocking and self._asked_for(reject.path)))
+            blocking = reject.blocking and self._asked_for(reject.path)
+            self.skipped.append(Skipped(reject.path, reject.kind, reject.reason, blocking))
         model = self.exam.seen.model
         config = getattr(model, "pretrained_cfg", None)
         name = config.get("architecture") if isinstance(config, dict) else None
@@ -130,19 +131,19 @@ class _Planner:
     def _consider(self, unit: Unit, held: list[SESite]) -> None:
         stage = self.exam.stage_of(unit)
         if (self.stages is not None and stage not in self.stages) or stage not in self.ratios:
-            self._skip(unit, f"stage {stage} was not asked for")
+            self._skip(unit, "not asked", f"stage {stage} was not asked for")
             return
         try:
             edges = places(self.exam.anatomy, unit, self.options.placement)
         except NoPlace as reason:
-            self._skip(unit, f"no place for {self.options.placement}: {reason}")
+            self._skip(unit, "no place", f"no place for {self.options.placement}: {reason}")
             return
         site = self._site(unit, edges, stage, held)
         if not matches(self.options.where, site):
-            self._skip(unit, "where leaves it out")
+            self._skip(unit, "not asked", "where leaves it out")
             return
         if held and self.options.existing == "skip":
-            self._skip(unit, f"holds an SE already ({', '.join(se.path for se in held)})")
+            self._skip(unit, "held", f"{HELD} ({', '.join(se.path for se in held)})")
             return
         if held and self.options.existing == "error":
             raise SurgeryError(
@@ -151,13 +152,13 @@ class _Planner:
             )
         blocked = self._blocked(unit, site)
         if blocked:
-            self.skipped.append(Skipped(unit.path, blocked, blocking=True))
+            self.skipped.append(Skipped(unit.path, "refused", blocked, blocking=True))
             return
         self.taken.setdefault(site.host, set()).add(site.name)
         self.sites.append(site)
 
-    def _skip(self, unit: Unit, reason: str) -> None:
-        self.skipped.append(Skipped(unit.path, reason))
+    def _skip(self, unit: Unit, kind: UnitKind, reason: str) -> None:
+        self.skipped.append(Skipped(unit.path, kind, reason))
 
     def _site(self, unit: Unit, edges: tuple[Edge, ...], stage: int, held: list[SESite]) -> Site:
         options, edge = self.options, edges[0]
@@ -293,4 +294,4 @@ def _listed(stages: list[int]) -> str:
 
 def _first_reason(plan: Plan) -> str:
     prefix = f"no place for {plan.options.placement}: "
-    return next((s.reason.removeprefix(prefix) for s in plan.skipped if s.reason.startswith(prefix)), "none")
+    return next((skip.reason.removeprefix(prefix) for skip in plan.skipped if skip.kind == "no place"), "none")
