@@ -281,7 +281,7 @@ def unplaced_reason(plan: Plan) -> SurgeryError:
         return NothingToDoError(
             f"{plan.model} has no unit in {_listed(asked)}: its units are in {_listed(held)}. Name one of those."
         )
-    reasons = dict.fromkeys(skip.reason for skip in plan.skipped)
+    reasons = dict.fromkeys(skip.reason for skip in plan.skipped if skip.is_unit)
     return NothingToDoError(
         f"Nothing to do in {plan.model} with placement={options.placement!r}: {'; '.join(list(reasons)[:3])}. "
         f"Widen stages or where, or say with existing what to do where an SE is."

@@ -151,7 +151,9 @@ def _same_class(anatomy: Anatomy, units: Units) -> None:
     units.found = [unit for unit in units.found if unit not in strided]
     found = []
     for path in seen.calls:
-        if path and original_class(seen.modules[path]) in classes and not _touches(units.found, path):
+        if not path or path in units.closed:
+            continue
+        if original_class(seen.modules[path]) in classes and not _touches(units.found, path):
             try:
                 unit = _straight(anatomy.block(path))
             except TraceError as error:

@@ -115,7 +115,7 @@ KINDS = {
     "held": ("toy/WriteUps", {}, {"held": 4, "outside": 1}),
     "no place": ("toy/ForkedInPlace", {"placement": "pre"}, {"no place": 1, "no unit": 1, "outside": 1}),
     "called twice": ("toy/CalledTwice", {}, {"refused": 1, "outside": 1}),
-    "own forward": ("toy/InstanceForward", {}, {"untraceable": 1, "outside": 3}),
+    "own forward": ("toy/InstanceForward", {}, {"untraceable": 1, "outside": 1}),
     "no unit": ("toy/Segmenter", {}, {"no unit": 1, "outside": 3}),
 }
 
