@@ -19,7 +19,9 @@ def after_convolution(anatomy: Anatomy, event: Event, unit: Unit | None = None) 
     """The node behind a convolution with its normalisation and activation, and the block it is in.
 
     A block that ends before the activation is followed by the one around it; with `unit`, so is every block in that
-    unit's that ends there, but never behind the unit's own join.
+    unit's that ends there, but never behind the unit's own join. With `unit` the node is that of a whole map, too:
+    where convolutions make a part of it each (Res2Net, MixNet, GhostNet, the paths of a selective kernel), the value
+    behind one of them is not what the next layer takes.
 
     Climbs from the convolution to the block whose own forward goes on after it. In an `nn.Sequential` that is no block
     (its indices are keys), there the activation itself is the block; never the convolution or the normalisation, which
@@ -29,9 +31,11 @@ def after_convolution(anatomy: Anatomy, event: Event, unit: Unit | None = None) 
         TraceError: No such place exists.
     """
     modules = anatomy.look.modules
-    child = event.path
+    child, inside = event.path, None
     for parent in _up_from(anatomy, event):
         if isinstance(modules[parent], nn.Sequential):
+            if inside is not None and type(modules[parent]).forward is not nn.Sequential.forward:
+                return inside  # VoVNet's chain, which returns all that is in it
             host = _activation_behind(anatomy, parent, child)
             if host is not None:
                 block = anatomy.block(host)
@@ -40,14 +44,22 @@ def after_convolution(anatomy: Anatomy, event: Event, unit: Unit | None = None) 
                 raise TraceError("its Sequential has no activation behind it that could hold an SE")
         else:
             block = anatomy.block(parent)
-            node = _after_sums(block, _node_of(block, child, event), unit.join if unit is not None else None)
+            node = _node_of(block, child, event)
+            node = _after_sums(block, node, None) if unit is None else _after_parts(block, node, unit)
             is_done = "act" in block.kinds(node) if unit is None else not is_under(parent, unit.path)
-            if is_done or not _is_returned(block, node):
+            goes_on = _is_returned(block, node) or (unit is not None and _is_stacked(node))
+            if is_done or not goes_on:
                 if unit is None and "act" not in block.kinds(node):
                     break
                 return block, node
+            inside = block, node
         child = parent
     raise TraceError("no activation follows the convolution")
+
+
+def _is_stacked(node: fx.Node) -> bool:
+    """Whether a map is stacked with others, for its block to choose from (SKNet)."""
+    return len(node.users) == 1 and any(getattr(user.target, "__name__", "") == "stack" for user in node.users)
 
 
 def _is_returned(block: Block, node: fx.Node) -> bool:
@@ -128,8 +140,23 @@ def _after_sums(block: Block, node: fx.Node, stop: fx.Node | None) -> fx.Node:
     """Behind normalisation and activation, and behind the sums of branches that re-parameterisation makes one."""
     while True:
         node = _after_se(block, block.walk_forward(node, frozenset({"norm", "act"})))
-        following = _next_sum(block, node)
+        following = _next(block, node, "add")
         if "act" in block.kinds(node) or following is None or following is stop:
+            return node
+        node = following
+
+
+def _after_parts(block: Block, node: fx.Node, unit: Unit) -> fx.Node:
+    """As `_after_sums`, and behind the concatenation in the unit's branch that makes a whole map of parts.
+
+    What is concatenated with the block's own input is no part (HGNet, VoVNet): it is one of several maps.
+    """
+    while True:
+        node = _after_sums(block, node, unit.join)
+        following = _next(block, node, "cat")
+        if following is None or following is unit.join:
+            return node
+        if any(part.op == "placeholder" for part in block.maps_into(following)):
             return node
         node = following
 
@@ -145,11 +172,11 @@ def _after_se(block: Block, node: fx.Node) -> fx.Node:
     return block.walk_forward(user, frozenset({"norm", "act"}))
 
 
-def _next_sum(block: Block, node: fx.Node) -> fx.Node | None:
-    """The addition that a value goes to next, through drop paths and the like."""
+def _next(block: Block, node: fx.Node, kind: str) -> fx.Node | None:
+    """The addition or concatenation that a value goes to next, through drop paths and the like."""
     while len(node.users) == 1:
         (node,) = node.users
-        if block.kind(node) == "add":
+        if block.kind(node) == kind:
             return node
         if node.op == "output" or not block.passes(node):
             return None

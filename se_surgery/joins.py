@@ -10,12 +10,14 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 from torch import fx
 
 from .anatomy import Block, channel_axis, is_under, no_activation_after_convolution, positions
 from .events import Event
 
+RejectKind = Literal["no unit", "untraceable", "outside"]
 # The kinds of units that have a shortcut.
 WITH_SHORTCUT = ("residual", "concat_residual")
 
@@ -69,10 +71,19 @@ class Unit:
 
 @dataclass(frozen=True)
 class Reject:
-    """A join, or a block, that gets no SE, and why; `blocking` where an operation that asks for it must be refused."""
+    """Something that looks like a unit, or might hold one, and is none.
+
+    Attributes:
+        path: Path of the module: of the block that joins maps, or of a convolution.
+        reason: Why it is none.
+        kind: `no unit`, by what it does; `untraceable`, where what it does cannot be told; `outside`, a convolution in
+            no unit.
+        blocking: Whether an operation that asks for it must be refused.
+    """
 
     path: str
     reason: str
+    kind: RejectKind = "no unit"
     blocking: bool = False
 
 

@@ -1,7 +1,7 @@
 """Outside: what of a network is no place for an SE, however it looks.
 
 In: a `Look` and the units found in it. Out: those units that are in a head, and the convolutions in no unit, each with
-its reason. This is where nothing vanishes: a convolution with k > 1 is in a unit, or in a `Reject`.
+its reason. This is where nothing vanishes: a convolution with k > 1 is in a unit, or it or its block is a `Reject`.
 """
 
 from __future__ import annotations
@@ -50,10 +50,13 @@ def outside(seen: Look, found: Sequence[Unit], rejected: Sequence[Reject]) -> It
     """The convolutions with k > 1 that are in no unit and have not been rejected by another rule."""
     named = {reject.path for reject in rejected}
     paths = {unit.path for unit in found if unit.path}
+    # What is in a block that nobody can look into is in that block, unless it holds units of its own.
+    closed = {reject.path for reject in rejected if reject.kind == "untraceable" and reject.path}
+    paths |= {path for path in closed if not any(is_under(unit.path, path) for unit in found)}
     for event in seen.events:
         if event.kind != "conv" or not (event.wide and event.spatial and seen.learns(event.path)):
             continue
         if event.path in named or not paths.isdisjoint((event.path, *parents(event.path))):
             continue
         if not any(unit.calls(event.path) or unit.convolution is event for unit in found):
-            yield Reject(event.path, OUTSIDE)
+            yield Reject(event.path, OUTSIDE, "outside")

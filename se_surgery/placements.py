@@ -186,22 +186,13 @@ def _taker(block: Block, join: fx.Node, operand: fx.Node) -> fx.Node:
 
 
 def _after_wide_convolution(anatomy: Anatomy, unit: Unit) -> Edge:
-    """After the branch's last convolution with k > 1, its normalisation and activation."""
+    """After the branch's last convolution with k > 1, its normalisation and activation: on the whole map there."""
     block = _own_block(anatomy, unit)
     nodes = unit.nodes if unit.kind != "dense" else block.within(_whole(block))
     wide = [event for event in block.convolutions(nodes) if event.wide]
     if not wide:
         raise NoPlace("the branch has no convolution with k > 1")
-    held, node = after_convolution(anatomy, wide[-1], unit)
-    joined = _concatenated(unit, node) if held is unit.block else None
-    return _edge(anatomy, held, joined or node)
-
-
-def _concatenated(unit: Unit, node: fx.Node) -> fx.Node | None:
-    """The concatenation inside the branch of what several convolutions made side by side (Res2Net)."""
-    users = list(node.users)
-    is_joined = len(users) == 1 and unit.block.kind(users[0]) == "cat" and users[0] in unit.nodes
-    return users[0] if is_joined else None
+    return _edge(anatomy, *after_convolution(anatomy, wide[-1], unit))
 
 
 # ------------------------------------------------------------------------------------------------------------- common

@@ -11,14 +11,19 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 from .exam import Exam
 from .excite import SESpec, multiply_adds, parameter_count
 from .find import SESite
+from .joins import RejectKind
 from .options import Options
 from .records import Edge
 from .schema import FORMAT, VERSION
+
+UnitKind = Literal["not asked", "held", "no place", "refused"]
+SkipKind = UnitKind | RejectKind
+HELD = "holds an SE already"
 
 
 @dataclass(frozen=True)
@@ -90,14 +95,27 @@ class Skipped:
     """A candidate that gets no SE.
 
     Attributes:
-        unit: Path of the unit, or of the module that joins maps and is no unit.
+        unit: Path of the unit, or of the module that is none.
+        kind: Of a unit: `not asked` for, by stage or `where`; `held`, by an SE that is there; `no place` for the
+            placement; `refused`, because it cannot be done. Of what is no unit, what `Reject` says.
         reason: Why it gets none.
         blocking: Whether it was asked for and cannot be done, so that `add_se` refuses the whole operation.
     """
 
     unit: str
+    kind: SkipKind
     reason: str
     blocking: bool = False
+
+    @property
+    def is_unit(self) -> bool:
+        """Whether it is a unit that gets none, and not something that is no unit."""
+        return self.kind in get_args(UnitKind)
+
+    @property
+    def summary(self) -> str:
+        """The reason, in words that are the same for all units that have it."""
+        return HELD if self.kind == "held" else self.reason
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from .joins import Unit
 from .look import Look
 from .options import Options, check_options, matches, option_arguments, resolve_stage
 from .placements import NoPlace, places
-from .plan import Plan, Site, Skipped
+from .plan import HELD, Plan, Site, Skipped, UnitKind
 from .records import Edge, base_of, implants, is_implant
 
 
@@ -111,7 +111,8 @@ class _Planner:
         # A dense layer begins by joining what the layers before it made: that is its input.
         layers = {unit.path for unit in self.exam.units.found if unit.kind == "dense"}
         for reject in (r for r in dict.fromkeys(self.exam.units.rejected) if r.path not in layers):
-            self.skipped.append(Skipped(reject.path, reject.reason, reject.blocking and self._asked_for(reject.path)))
+            blocking = reject.blocking and self._asked_for(reject.path)
+            self.skipped.append(Skipped(reject.path, reject.kind, reject.reason, blocking))
         model = self.exam.seen.model
         config = getattr(model, "pretrained_cfg", None)
         name = config.get("architecture") if isinstance(config, dict) else None
@@ -131,19 +132,19 @@ class _Planner:
     def _consider(self, unit: Unit, held: list[SESite]) -> None:
         stage = self.exam.stage_of(unit)
         if (self.stages is not None and stage not in self.stages) or stage not in self.ratios:
-            self._skip(unit, f"stage {stage} was not asked for")
+            self._skip(unit, "not asked", f"stage {stage} was not asked for")
             return
         try:
             edges = places(self.exam.anatomy, unit, self.options.placement)
         except NoPlace as reason:
-            self._skip(unit, f"no place for {self.options.placement}: {reason}")
+            self._skip(unit, "no place", f"no place for {self.options.placement}: {reason}")
             return
         site = self._site(unit, edges, stage, held)
         if not matches(self.options.where, site):
-            self._skip(unit, "where leaves it out")
+            self._skip(unit, "not asked", "where leaves it out")
             return
         if held and self.options.existing == "skip":
-            self._skip(unit, f"holds an SE already ({', '.join(se.path for se in held)})")
+            self._skip(unit, "held", f"{HELD} ({', '.join(se.path for se in held)})")
             return
         if held and self.options.existing == "error":
             raise SurgeryError(
@@ -152,13 +153,13 @@ class _Planner:
             )
         blocked = self._blocked(unit, site)
         if blocked:
-            self.skipped.append(Skipped(unit.path, blocked, blocking=True))
+            self.skipped.append(Skipped(unit.path, "refused", blocked, blocking=True))
             return
         self.taken.setdefault(site.host, set()).add(site.name)
         self.sites.append(site)
 
-    def _skip(self, unit: Unit, reason: str) -> None:
-        self.skipped.append(Skipped(unit.path, reason))
+    def _skip(self, unit: Unit, kind: UnitKind, reason: str) -> None:
+        self.skipped.append(Skipped(unit.path, kind, reason))
 
     def _site(self, unit: Unit, edges: tuple[Edge, ...], stage: int, held: list[SESite]) -> Site:
         options, edge = self.options, edges[0]
@@ -259,7 +260,7 @@ def unplaced_reason(plan: Plan) -> SurgeryError:
         why = next(skip.reason for skip in plan.skipped if skip.unit == path)
         return PatientError(
             f"{path or 'the root'!r} of {plan.model} cannot be operated on: {why}. "
-            f"Give it a forward that does not depend on its inputs' values, or operate on a submodule."
+            f"Give it a forward that torch.fx can trace, or operate on a submodule."
         )
     if not plan.exam.units.found:
         told = [skip for skip in plan.skipped if not skip.unit] or plan.skipped
@@ -281,7 +282,7 @@ def unplaced_reason(plan: Plan) -> SurgeryError:
         return NothingToDoError(
             f"{plan.model} has no unit in {_listed(asked)}: its units are in {_listed(held)}. Name one of those."
         )
-    reasons = dict.fromkeys(skip.reason for skip in plan.skipped)
+    reasons = dict.fromkeys(skip.reason for skip in plan.skipped if skip.is_unit)
     return NothingToDoError(
         f"Nothing to do in {plan.model} with placement={options.placement!r}: {'; '.join(list(reasons)[:3])}. "
         f"Widen stages or where, or say with existing what to do where an SE is."
@@ -294,4 +295,4 @@ def _listed(stages: list[int]) -> str:
 
 def _first_reason(plan: Plan) -> str:
     prefix = f"no place for {plan.options.placement}: "
-    return next((s.reason.removeprefix(prefix) for s in plan.skipped if s.reason.startswith(prefix)), "none")
+    return next((skip.reason.removeprefix(prefix) for skip in plan.skipped if skip.kind == "no place"), "none")

@@ -22,7 +22,6 @@ from rich.text import Text
 
 from .find import SESite
 from .options import Options
-from .outside import OUTSIDE
 
 if TYPE_CHECKING:
     from .exam import Exam
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 # Columns apart by spaces, a rule under the header; ASCII, because a pipe may not take anything else.
 _BOX = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 _WIDTH = 120
-_HELD = re.compile(r"holds an SE already \(.*\)")
 _NUMBER = re.compile(r"(\d+)")
 _T = TypeVar("_T")
 
@@ -45,7 +43,7 @@ def plan_text(plan: Plan) -> str:
         _existing(plan) if plan.existing else "",
         _skipped(plan),
         totals_text(plan),
-        _outside(skip.unit for skip in plan.skipped if skip.reason == OUTSIDE),
+        _outside(skip.unit for skip in plan.skipped if skip.kind == "outside"),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -97,14 +95,14 @@ def exam_text(exam: Exam) -> str:
     rows = [(stage, kind, number) for (stage, kind), number in sorted(units.items())]
     places = [(placement, number) for placement, number in exam.places.items()]
     rejected: dict[str, list[str]] = {}
-    for reject in (reject for reject in dict.fromkeys(exam.units.rejected) if reject.reason != OUTSIDE):
+    for reject in (reject for reject in dict.fromkeys(exam.units.rejected) if reject.kind != "outside"):
         rejected.setdefault(reject.reason, []).append(reject.path)
     parts = [
         _section(count(len(exam.units.found), "unit"), table([">stage", "kind", ">number"], rows)),
         _section("Units with a place", table(["placement", ">number"], places)),
         _section(count(len(exam.existing), "SE"), sites_text(exam.existing)) if exam.existing else "0 SEs",
         _section("Joins that are no units", _reasons(rejected)) if rejected else "",
-        _outside(reject.path for reject in exam.units.rejected if reject.reason == OUTSIDE),
+        _outside(reject.path for reject in exam.units.rejected if reject.kind == "outside"),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -240,11 +238,10 @@ def _existing(plan: Plan) -> str:
 def _skipped(plan: Plan) -> str:
     """Everything that gets no SE, by reason; what was asked for and cannot be done comes first."""
     by_reason: dict[tuple[bool, str], list[str]] = {}
-    skipped = [skip for skip in plan.skipped if skip.reason != OUTSIDE]
+    skipped = [skip for skip in plan.skipped if skip.kind != "outside"]
     for skip in skipped:
         # Which SE a unit holds is in the table of those that are there.
-        reason = "holds an SE already" if _HELD.fullmatch(skip.reason) else skip.reason
-        by_reason.setdefault((skip.blocking, reason), []).append(skip.unit)
+        by_reason.setdefault((skip.blocking, skip.summary), []).append(skip.unit)
     ordered = sorted(by_reason.items(), key=lambda item: not item[0][0])
     told = {f"add_se refuses: {reason}" if blocking else reason: units for (blocking, reason), units in ordered}
     return _section(f"{count(len(skipped), 'candidate')} skipped", _reasons(told)) if skipped else ""
@@ -268,7 +265,7 @@ def _no_sites(plan: Plan) -> str:
     places = ", ".join(f"{placement} {count}" for placement, count in plan.places.items() if count)
     held = (
         " existing='replace' or 'stack' operates on units that hold one."
-        if any(_HELD.match(skip.reason) for skip in plan.skipped)
+        if any(skip.kind == "held" for skip in plan.skipped)
         else ""
     )
     return f"No SE to put in. Units with a place: {places or 'none'}.{held}"

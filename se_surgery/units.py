@@ -63,7 +63,7 @@ def recognise(anatomy: Anatomy) -> Units:
             block = anatomy.block(path)
         except TraceError as error:
             units.closed.append(path)
-            units.rejected.append(Reject(path, str(error), isinstance(error, InstanceForwardError)))
+            units.rejected.append(Reject(path, str(error), "untraceable", isinstance(error, InstanceForwardError)))
             continue
         found, rejected = joins_of(block)
         units.found += found
@@ -133,7 +133,7 @@ def _aggregated(anatomy: Anatomy, units: Units) -> None:
         try:
             block = anatomy.block(holder)
         except TraceError as error:
-            units.rejected.append(Reject(holder, str(error)))
+            units.rejected.append(Reject(holder, str(error), "untraceable"))
             continue
         node = next((n for n in block.nodes if n.name in block.calls and block.calls[n.name].path == path), None)
         unit = aggregation(block, node) if node is not None else None
@@ -151,11 +151,13 @@ def _same_class(anatomy: Anatomy, units: Units) -> None:
     units.found = [unit for unit in units.found if unit not in strided]
     found = []
     for path in seen.calls:
-        if path and original_class(seen.modules[path]) in classes and not _touches(units.found, path):
+        if not path or path in units.closed:
+            continue
+        if original_class(seen.modules[path]) in classes and not _touches(units.found, path):
             try:
                 unit = _straight(anatomy.block(path))
             except TraceError as error:
-                units.rejected.append(Reject(path, str(error)))
+                units.rejected.append(Reject(path, str(error), "untraceable"))
                 continue
             script = unit.block.script(unit.nodes)
             if "c" in script and "a" in script:

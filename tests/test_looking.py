@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import operator
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +14,7 @@ from patients import assert_same, build, images, run
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from se_surgery import PatientError, SurgeryError, add_se, find_se, plan_se, verify
+from se_surgery import PatientError, SurgeryError, add_se, find_se, plan_se, strip_se, verify
 from se_surgery.anatomy import Anatomy
 from se_surgery.events import is_like_first
 from se_surgery.look import look
@@ -163,6 +167,84 @@ def test_what_is_on_around_an_operation_is_not_its_business(around):
     assert {check.name: check.passed for check in report.checks}["gradients"] is True
     assert {(p.device.type, p.dtype, p.requires_grad) for p in model.parameters()} == {("cpu", torch.float32, True)}
     assert_same(run(model, images()), before)
+
+
+class Switches(Writes):
+    """Switches something for a part of its forward that a graph of it knows nothing of."""
+
+    def __init__(self, around: Any) -> None:
+        super().__init__()
+        self.around = around
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.around():
+            y = torch.relu(self.conv1(x))
+        return torch.relu(x + self.conv2(y.to(x.dtype)))
+
+
+class WithoutGradients(Writes):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.conv2(torch.relu(self.conv1(x))))
+
+
+SWITCHES = {
+    "no_grad": lambda: Switches(torch.no_grad),
+    "inference_mode": lambda: Switches(torch.inference_mode),
+    "set_grad_enabled": lambda: Switches(lambda: torch.set_grad_enabled(False)),
+    "autocast": lambda: Switches(lambda: torch.autocast("cpu", dtype=torch.bfloat16)),
+    "no-autocast": lambda: Switches(lambda: torch.autocast("cpu", enabled=False)),
+    "decorated": WithoutGradients,
+}
+
+
+@pytest.mark.parametrize("is_on", [True, False], ids=["gradients", "no-gradients"])
+@pytest.mark.parametrize("block", SWITCHES.values(), ids=SWITCHES)
+def test_a_forward_that_switches_gradients_or_autocast_is_refused(block, is_on):
+    """In its graph the base would be trained where it was not, or run in another precision."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), block())
+    with torch.set_grad_enabled(is_on):
+        plan = plan_se(model)
+        assert plan.sites == () and torch.is_grad_enabled() is is_on
+        assert any(skip.unit == "1" and "switches gradients or autocast" in skip.reason for skip in plan.skipped)
+        with pytest.raises(PatientError, match="switches gradients or autocast"):
+            add_se(model)
+
+
+def test_other_threads_operate_and_run_and_draw_meanwhile():
+    """torch.fx patches nn.Module for all of them while it traces."""
+    stop, errors = threading.Event(), []
+    runner = build("toy/Digits")
+    expected = run(runner, images((1, 28, 28)))
+
+    def goes_on(act: Callable[[], Any]) -> None:
+        try:
+            while not stop.is_set():
+                act()
+        except Exception as error:
+            errors.append(error)
+
+    def operate() -> None:
+        model = add_se(build("toy/Functional"))
+        assert len(find_se(model)) == 2
+        strip_se(model)
+
+    others = (operate, lambda: assert_same([runner(images((1, 28, 28))).detach()], expected))
+    threads = [threading.Thread(target=goes_on, args=(act,)) for act in others]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in range(5):
+            operate()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
+    assert errors == []
+    assert nn.Module.__call__.__qualname__ == "Module._wrapped_call_impl"
 
 
 def test_ses_are_not_made_in_inference_mode():

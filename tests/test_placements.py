@@ -141,7 +141,17 @@ WHERE: dict[str, dict[str, tuple[str, str]]] = {
         "post": (r"features\.[012]", "out"),
         "pre": (r"features\.0\.conv_dw|features\.[12]\.conv_exp", "in"),
     },
+    "mixnet_s": {
+        # Convolutions of several kernel sizes, each for some of the channels, are one layer.
+        "inner": (r"blocks\.0\.0\.bn1|blocks\.1\.\d\.bn2", "out"),
+    },
+    "inception_next_atto": {"inner": (r"stages\.\d\.blocks\.\d\.norm", "out")},
+    "skresnet50": {"inner": (r"layer\d\.\d+\.conv2", "out")},
+    # The chain's last convolution, before all of the chain and its input are concatenated.
+    "vovnet39a": {"inner": (r"stages\.\d\.blocks\.\d\.conv_mid\.4", "out")},
+    "hgnet_tiny": {"inner": (r"stages\.\d\.blocks\.\d\.layers\.4", "out")},
     "ghostnet_100": {
+        "inner": (r"blocks\.([0125]\.0|6\.[012]|8\.[02])\.ghost2", "out"),
         "standard": (r"blocks\.([0125]\.0|6\.[012]|8\.[02])\.ghost2", "out"),
         "post": (r"blocks\.([0125]\.0|6\.[012]|8\.[02])", "out"),
         "pre": (r"blocks\.([0125]\.0|6\.[012]|8\.[02])\.ghost1", "in"),
@@ -197,7 +207,7 @@ CASES = [(name, placement) for name, table in WHERE.items() for placement in tab
 LARGER = ("inception_v3", "inception_v4", "inception_resnet_v2", "torchvision/inception_v3")
 # VGG's head alone has 120 million parameters.
 NARROW = {"vgg16_bn": {"mlp_ratio": 1 / 64}}
-REPLACED = ("efficientnet_b0", "torchvision/efficientnet_b0")
+EXISTING = {"efficientnet_b0": "replace", "torchvision/efficientnet_b0": "replace", "hgnet_tiny": "stack"}
 
 
 @pytest.mark.parametrize(("name", "placement"), CASES)
@@ -205,8 +215,8 @@ def test_where_it_sits(name, placement):
     base = build(name, **NARROW.get(name, {}))
     x = images((3, 96, 96) if name in LARGER else (3, 64, 64))
     plain = run(base, x)
-    model = add_se(copied(base), placement, existing="replace" if name in REPLACED else "skip")
-    if name in REPLACED:
+    model = add_se(copied(base), placement, existing=EXISTING.get(name, "skip"))
+    if EXISTING.get(name) == "replace":
         pass_through(base, is_native_se)
     assert half_open(model) == halve(base, *WHERE[name][placement])
     expected = run(base, x)

@@ -1,11 +1,13 @@
 """What a plan and a list of SEs look like: every candidate has to be in it, with the numbers that are true."""
 
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import timm
+from patients import build
 
 import se_surgery
 from se_surgery import Skipped, find_se, plan_se
@@ -106,9 +108,32 @@ def test_everything_skipped_is_there_with_its_reason():
     ]
 
 
+# By model and options: what is skipped, by kind.
+KINDS = {
+    "stages": ("toy/Digits", {"stages": 2}, {"not asked": 1, "outside": 1}),
+    "where": ("toy/Digits", {"where": "layers.1"}, {"not asked": 1, "outside": 1}),
+    "held": ("toy/WriteUps", {}, {"held": 4, "outside": 1}),
+    "no place": ("toy/ForkedInPlace", {"placement": "pre"}, {"no place": 1, "no unit": 1, "outside": 1}),
+    "called twice": ("toy/CalledTwice", {}, {"refused": 1, "outside": 1}),
+    "own forward": ("toy/InstanceForward", {}, {"untraceable": 1, "outside": 1}),
+    "no unit": ("toy/Segmenter", {}, {"no unit": 1, "outside": 3}),
+}
+
+
+@pytest.mark.parametrize("case", KINDS.values(), ids=KINDS)
+def test_what_is_skipped_has_a_kind(case):
+    name, options, expected = case
+    plan = plan_se(build(name), **options)
+    assert Counter(skip.kind for skip in plan.skipped) == expected
+    assert Counter(skip["kind"] for skip in plan.to_dict()["skipped"]) == expected
+    assert {skip.kind for skip in plan.skipped if skip.is_unit} == set(expected) & {
+        *("not asked", "held", "no place", "refused")
+    }
+
+
 def test_what_add_se_would_refuse_comes_first():
     plan = plan_se(timm.create_model("resnet18"), stages=4)
-    blocked = replace(plan, skipped=(*plan.skipped, Skipped("layer4.1", "it is shared", blocking=True)))
+    blocked = replace(plan, skipped=(*plan.skipped, Skipped("layer4.1", "refused", "it is shared", blocking=True)))
     assert rows(plan_text(blocked), "7 candidates skipped")[0] == ["1", "add_se refuses: it is shared", "layer4.1"]
 
 

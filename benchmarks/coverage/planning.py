@@ -6,7 +6,6 @@ another SE, none in the classifier, and no unit that is neither a site nor skipp
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -25,7 +24,6 @@ SITES, HELD, REFUSED, FAILED = "sites", "all units hold an SE", "refused", "fail
 NATIVE = (SEModule, SqueezeExcite, EffectiveSEModule, SqueezeExcitation)
 # Parameters of a model that may be built with values for its plan.
 _SMALL = 200_000_000
-_HELD = re.compile(r"holds an SE already \(.*\)")
 
 
 def plan_body(name: str) -> dict[str, Any]:
@@ -76,29 +74,22 @@ def _status(plan: Plan) -> str:
         return f"{REFUSED}: {blocking.unit!r}: {blocking.reason}"
     if plan.sites:
         return SITES
-    held = {skip.unit for skip in plan.skipped if _HELD.fullmatch(skip.reason)}
+    held = {skip.unit for skip in plan.skipped if skip.kind == "held"}
     if plan.exam.units.found and all(unit.path in held for unit in plan.exam.units.found):
         return HELD
     error = unplaced_reason(plan)
     return f"{REFUSED}: {type(error).__name__}: {error}"
 
 
-def _joins(plan: Plan) -> set[tuple[str, str]]:
-    return {(reject.path, reject.reason) for reject in plan.exam.units.rejected}
-
-
 def _reasons(plan: Plan) -> dict[str, int]:
     """How many units get no SE, by reason; joins that are no units are another matter."""
-    joins = _joins(plan)
-    reasons = [skip.reason for skip in plan.skipped if (skip.unit, skip.reason) not in joins]
-    return dict(Counter(_HELD.sub("holds an SE already", reason) for reason in reasons))
+    return dict(Counter(skip.summary for skip in plan.skipped if skip.is_unit))
 
 
 def silent_units(plan: Plan) -> list[str]:
     """The units of which a plan says nothing: neither a site nor skipped."""
-    joins = _joins(plan)
     answered = Counter(site.unit for site in plan.sites)
-    answered.update(skip.unit for skip in plan.skipped if (skip.unit, skip.reason) not in joins)
+    answered.update(skip.unit for skip in plan.skipped if skip.is_unit)
     return list((Counter(unit.path for unit in plan.exam.units.found) - answered).elements())
 
 
