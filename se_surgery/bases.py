@@ -44,6 +44,7 @@ def create_base(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module
     """
     create = _creator(name)
     refuse_arguments(kwargs)
+    _check_weights(name, kwargs.get("pretrained_cfg"))
     try:
         return create(pretrained, kwargs)
     except SurgeryError:
@@ -92,6 +93,17 @@ def refuse_arguments(arguments: Mapping[str, Any]) -> None:
             f"A base cannot be created with {refused[0]!r}. Leave it out: pretrained and pretrained_cfg say which "
             f"weights it takes."
         )
+
+
+def _check_weights(name: str, given: Any) -> None:
+    """Refuse weights by a tag that timm's model does not have; torchvision's networks see to theirs themselves."""
+    plain = name.partition(".")[0]
+    if not given or not isinstance(given, str) or name.startswith(TORCHVISION):
+        return
+    tags = [tagged.partition(".")[2] for tagged in _tagged(plain)]
+    if given not in tags:
+        known = f"Take one of {', '.join(tags)}." if tags else "Leave it out."
+        raise OptionError(f"{plain!r} has no weights {given!r}. {known}")
 
 
 def _has_tag(name: str) -> bool:

@@ -11,12 +11,13 @@ operation. A checkpoint with some SE tensors and not all is an error, whatever t
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from timm.models import FeatureDictNet, FeatureGraphNet, FeatureHookNet, load_pretrained
+from timm.models import FeatureDictNet, FeatureGraphNet, FeatureHookNet, is_model_in_modules, load_pretrained
 from timm.models._features import FeatureGetterNet
 from torch import nn
 
@@ -38,6 +39,9 @@ _PREFIX = "se_"
 _NOT_OURS = frozenset({"se_layer"})
 # timm's classes that wrap a network as it is, and so can be given an operated one.
 _WRAPPERS = (FeatureDictNet, FeatureHookNet, FeatureGraphNet, FeatureGetterNet)
+# Arguments that a network takes behind `features_only` alone, and the modules of timm of which one more is.
+_FEATURES_ARGUMENTS = frozenset({"out_indices", "feature_cls", "feature_location"})
+_DILATED_AS_FEATURES = ("mobilenetv3", "hardcorenas")
 
 
 def split_options(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -114,7 +118,7 @@ def build(
     checkpoint = fetch(order.config, cache_dir) if pretrained and order.names_a_source else None
     if checkpoint is not None:
         order = order.without_source()
-        if not _holds_ses(checkpoint, order.sketch(surgery)):
+        if not _holds_ses(checkpoint, order.without_features().sketch(surgery)):
             order, checkpoint = order.with_weights(checkpoint), None
     finish = _finishing(surgery, checkpoint, kwargs.get("in_chans"))
     make = _features if features_only else _whole
@@ -135,7 +139,9 @@ class _Order:
     def create(self, pretrained: bool, **more: Any) -> nn.Module:
         """The base."""
         given = {"pretrained_cfg": self.pretrained_cfg, "pretrained_cfg_overlay": self.overlay or None}
-        return create_base(self.base, pretrained, **given, cache_dir=self.cache_dir, **{**self.kwargs, **more})
+        # A copy, because timm takes out of `feature_cfg` what it has read.
+        kwargs = copy.deepcopy(self.kwargs)
+        return create_base(self.base, pretrained, **given, cache_dir=self.cache_dir, **{**kwargs, **more})
 
     @property
     def names_a_source(self) -> bool:
@@ -155,6 +161,14 @@ class _Order:
             given = {key: value for key, value in as_dict(given).items() if key not in left_out}
         overlay = {key: value for key, value in self.overlay.items() if key not in left_out}
         return dataclasses.replace(self, pretrained_cfg=given, overlay=overlay)
+
+    def without_features(self) -> _Order:
+        """The same, with the arguments left out that the whole network does not take."""
+        left_out = set(_FEATURES_ARGUMENTS)
+        if is_model_in_modules(self.base.partition(".")[0], _DILATED_AS_FEATURES):
+            left_out.add("output_stride")
+        kwargs = {key: value for key, value in self.kwargs.items() if key not in left_out}
+        return dataclasses.replace(self, kwargs=kwargs)
 
     def with_weights(self, checkpoint: Checkpoint) -> _Order:
         """The same, with a base's checkpoint."""
@@ -238,10 +252,12 @@ def _features(order: _Order, pretrained: bool, finish: Surgery, surgery: Surgery
         return tv.features(model, order.base.removeprefix(TORCHVISION), out_indices)
     kind = type(order.sketch(features_only=True))
     if issubclass(kind, _WRAPPERS):
-        return order.create(pretrained, features_only=True, feature_cls=_operating(kind, finish))
+        model = order.create(pretrained, features_only=True, feature_cls=_operating(kind, finish))
+        # timm writes down what it was called with; a class made here is none of the caller's arguments.
+        getattr(model, "_model_args", {}).pop("feature_cls", None)
+        return model
     # A class of its own, that is the network without its head: its blocks are where they are in the whole network.
-    kwargs = {key: value for key, value in order.kwargs.items() if key not in ("out_indices", "feature_cls")}
-    plain = dataclasses.replace(order, kwargs=kwargs)
+    plain = order.without_features()
     model = order.create(pretrained, features_only=True)
     if pretrained:
         whole = plain.sketch(surgery)

@@ -1,13 +1,15 @@
 """Torchvision: its networks, created with timm's arguments and described as timm describes its own.
 
 In: one of torchvision's names and timm's arguments. Out: the network, with `pretrained_cfg`, `num_classes`,
-`num_features` and `in_chans` on it. The networks know nothing of timm; what timm's configurations would say of them is
-in `names.json`, and those that are not in there (detection, segmentation, video) take torchvision's arguments only.
+`num_features` and `in_chans` on it. The networks know nothing of timm and get none of its methods; what timm's
+configurations would say of them is in `names.json`. Those that are not in there (detection, segmentation, video) take
+torchvision's arguments only.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -18,7 +20,7 @@ from torch import nn
 
 from .catalog import torchvision_facts
 from .errors import OptionError
-from .sources import names_a_source
+from .sources import as_dict, fetch, names_a_source
 
 
 def create(
@@ -41,21 +43,32 @@ def create(
         pretrained_cfg_overlay: Entries that override the configuration's: `file`, `num_classes`, ...
         cache_dir: Where downloads of a source named in the configuration are kept.
         features_only: Whether to return maps of each resolution instead of class scores.
-        kwargs: `num_classes`, `in_chans`, `out_indices`, and arguments of torchvision's function for the network.
+        kwargs: `num_classes`, `in_chans`, `drop_rate`, behind `features_only` also `out_indices`, and arguments of
+            torchvision's function for the network.
 
     Raises:
-        OptionError: There are no such weights.
+        OptionError: There are no such weights, or the network has nothing that an argument could mean.
     """
     facts = torchvision_facts(name)
+    own_weights = pretrained and not names_a_source(pretrained_cfg, pretrained_cfg_overlay)
     if facts is None:
-        weights = {"weights": "DEFAULT"} if pretrained else {}
-        model: nn.Module = torchvision.get_model(name, **{**weights, **kwargs})
+        for argument, given in (("features_only", features_only), ("pretrained_cfg", isinstance(pretrained_cfg, str))):
+            if given:
+                raise _means_nothing(name, argument)
+        model = _other(torchvision, name, own_weights, kwargs)
+        if pretrained and not own_weights:
+            named = {**as_dict(pretrained_cfg), **(pretrained_cfg_overlay or {})}
+            model.load_state_dict(fetch(named, cache_dir).tensors)
         return model
     config = resolve_config(name, pretrained_cfg, pretrained_cfg_overlay)
-    own_weights = pretrained and not names_a_source(pretrained_cfg, pretrained_cfg_overlay)
-    out_indices, in_chans = kwargs.pop("out_indices", None), kwargs.pop("in_chans", config["input_size"][0])
+    out_indices = kwargs.pop("out_indices", None) if features_only else None
+    in_chans = kwargs.pop("in_chans", config["input_size"][0])
     num_classes = kwargs.pop("num_classes", config["num_classes"])
+    # torchvision's DenseNet has an argument of that name itself.
+    drop_rate = kwargs.pop("drop_rate", None) if not name.startswith("densenet") else None
     model = torchvision.get_model(name, weights=_weights(name, config) if own_weights else None, **kwargs)
+    if drop_rate is not None:
+        _set_dropout(model, name, drop_rate)
     _adapt_classes(model, config["classifier"], num_classes)
     _adapt_channels(model, config["first_conv"], in_chans, own_weights)
     model.pretrained_cfg = model.default_cfg = config  # type: ignore[assignment]
@@ -65,9 +78,20 @@ def create(
     return features(model, name, out_indices) if features_only else model
 
 
+def _other(torchvision: ModuleType, name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    """A network that `names.json` has nothing of, by torchvision's own arguments."""
+    function = torchvision.get_model_builder(name)
+    # torchvision fetches a backbone's weights unless it is told not to.
+    unasked = {"weights_backbone"} & inspect.signature(function).parameters.keys()
+    model: nn.Module = function(weights="DEFAULT" if pretrained else None, **dict.fromkeys(unasked), **kwargs)
+    return model
+
+
 def features(model: nn.Module, name: str, out_indices: Any = None) -> nn.Module:
     """A network behind timm's hooks: it returns the last maps of each resolution, the largest first."""
-    facts = torchvision_facts(name) or {}
+    facts = torchvision_facts(name)
+    if facts is None:
+        raise _means_nothing(name, "features_only")
     model.feature_info = [dict(level) for level in facts["features"]]  # type: ignore[assignment]
     config: Any = model.pretrained_cfg
     indices = tuple(range(len(facts["features"]))) if out_indices is None else out_indices
@@ -85,8 +109,9 @@ def resolve_config(name: str, given: Any, overlay: Mapping[str, Any] | None) -> 
         OptionError: There are no such weights.
     """
     configs = configs_of(name)
-    if isinstance(given, Mapping):
-        given = PretrainedCfg(**given)
+    if given and not isinstance(given, str):
+        said = {key: value for key, value in as_dict(given).items() if value is not None}
+        given = PretrainedCfg(**{**_paths(name), **said})
     config = given or next(iter(configs.values())) if not isinstance(given, str) else configs.get(given.lower())
     if config is None:
         raise OptionError(f"{name!r} of torchvision has no weights {given!r}. Take one of {', '.join(configs)}.")
@@ -97,9 +122,14 @@ def resolve_config(name: str, given: Any, overlay: Mapping[str, Any] | None) -> 
 def configs_of(name: str) -> dict[str, PretrainedCfg]:
     """The configurations of a network by the name of their weights, torchvision's default first."""
     facts = torchvision_facts(name) or {}
-    common = {key: facts[key] for key in ("first_conv", "classifier")}
     weights = facts["weights"] or {"": {"input_size": facts["input_size"]}}
-    return {tag: PretrainedCfg(tag=tag or None, **common, **_tuples(config)) for tag, config in weights.items()}
+    return {tag: PretrainedCfg(tag=tag or None, **_paths(name), **_tuples(config)) for tag, config in weights.items()}
+
+
+def _paths(name: str) -> dict[str, Any]:
+    """Where a network's first convolution and its classifiers are."""
+    facts = torchvision_facts(name) or {}
+    return {key: facts[key] for key in ("first_conv", "classifier")}
 
 
 def _tuples(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,6 +141,23 @@ def _weights(name: str, config: Mapping[str, Any]) -> str:
     if not tag:
         raise OptionError(f"torchvision has no weights for {name!r}. Leave pretrained out.")
     return str(tag).upper()
+
+
+def _means_nothing(name: str, argument: str) -> OptionError:
+    """The error for one of timm's arguments, where what timm would say of a network is not known."""
+    return OptionError(
+        f"Of torchvision's networks those take timm's arguments that have a name, se_tv_resnet18 for instance, and "
+        f"{name!r} has none. Leave {argument} out."
+    )
+
+
+def _set_dropout(model: nn.Module, name: str, rate: float) -> None:
+    """Set the dropout before the classifier, as timm's argument does; that of auxiliary classifiers is another."""
+    layers = [module for path, module in model.named_modules() if isinstance(module, nn.Dropout) and "aux" not in path]
+    if rate and not layers:
+        raise OptionError(f"torchvision's {name!r} has no dropout that drop_rate={rate!r} could set. Leave it out.")
+    for layer in layers:
+        layer.p = rate
 
 
 def _adapt_classes(model: nn.Module, classifiers: Any, num_classes: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +16,21 @@ import timm
 import torch
 from patients import assert_differs, assert_same, build, copied, images, randomise, run
 from safetensors.torch import save_file
-from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, is_model, list_modules, model_entrypoint
+from timm.data import resolve_data_config
+from timm.models import (
+    get_arch_pretrained_cfgs,
+    get_pretrained_cfg,
+    group_parameters,
+    is_model,
+    list_modules,
+    model_entrypoint,
+)
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 import se_surgery
 from se_surgery import SqueezeExcite, SurgeryError, add_se, find_se, recipe_of, register_se, unregister_se
+from se_surgery.bases import create_base
 from se_surgery.catalog import named_bases, recipe_names, shipped_recipe
 from se_surgery.schema import check_recipe
 
@@ -193,14 +205,32 @@ def test_features_only_gives_the_bases_features(name):
     assert_differs(run(base, x), run(spoil(model), x))
 
 
-@pytest.mark.parametrize("feature_cls", ["dict", "hook", "fx", "getter"])
-def test_features_only_in_a_class_that_was_asked_for(feature_cls):
-    asked = {"features_only": True, "feature_cls": feature_cls, "out_indices": (1, 3)}
-    base = randomise(timm.create_model("resnet10t", **asked)).eval()
-    model = timm.create_model("se_resnet10t", **asked).eval()
+FEATURES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{kind: ("resnet10t", {"feature_cls": kind, "out_indices": (1, 3)}) for kind in ("dict", "hook", "fx", "getter")},
+    "feature_cfg": ("resnet10t", {"feature_cfg": {"feature_cls": "hook", "out_indices": (2,)}}),
+    "the last two levels": ("test_convnext", {"out_indices": (-2, -1)}),
+    "a number of levels": ("regnetx_002", {"out_indices": 2}),
+    "dilated": ("repvgg_a0", {"output_stride": 16}),
+    "four channels, no classes": ("cspnext_tiny", {"in_chans": 4, "num_classes": 0}),
+    "no class of its own": ("mobilenetv2_050", {"feature_cls": "hook"}),
+    "inside the blocks": ("mobilenetv2_050", {"feature_location": "expansion", "output_stride": 16}),
+    "dilated behind features_only alone": ("mobilenetv3_small_050", {"output_stride": 8, "out_indices": (-1, 0)}),
+    "the same of HardCoRe-NAS": ("hardcorenas_b", {"output_stride": 16}),
+}
+
+
+@pytest.mark.parametrize(("name", "arguments"), FEATURES.values(), ids=FEATURES)
+def test_features_only_takes_the_bases_arguments(name, arguments):
+    base, model = (timm.create_model(n, features_only=True, **copied(arguments)) for n in (name, f"se_{name}"))
     assert type(model).__name__ == type(base).__name__
-    share(base, model)
-    assert_same(run(base, images()), run(model, images()))
+    share(randomise(base), model)
+    assert model._model_args == {**arguments, "features_only": True}
+    x = images((arguments.get("in_chans", 3), 64, 64))
+    expected = run(base.eval(), x)
+    assert_same(run(model.eval(), x), expected)
+    assert_same(run(pickle.loads(pickle.dumps(model)), x), expected)
+    if arguments.get("feature_cls") != "fx":  # a graph has the layers of SEs and no SE to spoil
+        assert_differs(run(spoil(model), x), expected)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +254,28 @@ def test_arguments_reach_the_base(arguments):
     assert repr(model.layer1[0].act1) == repr(base.layer1[0].act1)
 
 
+def test_what_timm_does_with_a_model_it_does_with_these():
+    """Data configuration, layer groups, moving averages, pruning of stages, pickle: as with the base."""
+    base, model = pair("resnet10t")
+    assert resolve_data_config(model=model) == resolve_data_config(model=base)
+    groups, theirs = (group_parameters(m, m.group_matcher()) for m in (model, base))
+    assert {key: [name for name in names if ".se." not in name] for key, names in groups.items()} == theirs
+    assert all(f"layer{k}.0.se.fc1.weight" in groups[k] for k in (1, 2, 3, 4))
+    expected = run(model, images())
+    average = ModelEmaV3(model, decay=0.5)
+    average.update(spoil(copied(model)))
+    change = model.layer1[0].se.fc2.weight
+    assert torch.equal(change, torch.zeros_like(change)) and average.module.layer1[0].se.fc2.weight.abs().max() > 0
+    again = pickle.loads(pickle.dumps(model))
+    assert_same(run(again, images()), expected)
+    assert (recipe_of(again), again.pretrained_cfg) == (recipe_of(model), model.pretrained_cfg)
+    left, less = copied(model), copied(base)
+    for each in (left, less):
+        each.prune_intermediate_layers([1, 2], prune_head=True)
+    assert [site.path for site in find_se(left, (3, 64, 64))] == ["layer1.0.se", "layer2.0.se"]
+    assert_same(run(left, images()), run(less, images()))
+
+
 # ------------------------------------------------------------------------------------------------------------- options
 
 
@@ -241,7 +293,12 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "value": ("se_resnet10t", {"se_r": 0}, "r=0"),
     "placement": ("se_resnet10t", {"se_placement": "inception"}, "inception"),
     "argument": ("se_resnet10t", {"nosuch": 3}, "nosuch=3"),
-    "tag": ("se_resnet10t.nosuch", {}, "nosuch"),
+    "tag": ("se_resnet10t.nosuch", {}, "no weights 'nosuch'. Take one of c3_in1k"),
+    "tag by an argument": ("se_resnet10t", {"pretrained_cfg": "nosuch"}, "no weights 'nosuch'. Take one of c3_in1k"),
+    "levels of a whole network": ("se_tv_resnet18", {"out_indices": (1,)}, "out_indices=(1,)"),
+    "no dropout": ("se_tv_resnet18", {"drop_rate": 0.1}, "no dropout that drop_rate=0.1"),
+    "no levels": ("se_surgery", {"base": "torchvision/r3d_18", "features_only": True}, "Leave features_only out"),
+    "no tags": ("se_surgery", {"base": "torchvision/r3d_18", "pretrained_cfg": "x"}, "Leave pretrained_cfg out"),
     "no base": ("se_surgery", {}, "base=None"),
     "unknown base": ("se_surgery", {"base": "resnet51"}, "no model 'resnet51'"),
     "a path": ("se_surgery", {"base": "../resnet18"}, "no model '../resnet18'"),
@@ -258,7 +315,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("name", "arguments", "text"), BAD.values(), ids=BAD)
 def test_what_means_nothing_is_refused(name, arguments, text):
-    with pytest.raises(SurgeryError, match="(?s)" + text.replace(".", r"\.")):
+    with pytest.raises(SurgeryError, match="(?s)" + re.escape(text)):
         timm.create_model(name, **arguments)
 
 
@@ -370,6 +427,7 @@ def se_file(folder, trained):
         {"num_classes": 0},
         {"features_only": True},
         {"in_chans": 1, "features_only": True},
+        {"features_only": True, "out_indices": (-1,), "feature_cls": "hook"},
     ],
     ids=lambda arguments: "-".join(arguments) or "plain",
 )
@@ -432,16 +490,16 @@ def test_an_operated_models_weights_come_back(se_file, trained, arguments):
         assert_same(run(model, images()), run(trained, images()))
 
 
+@pytest.mark.parametrize("levels", [(0, 1, 2, 3, 4), (1, -1)], ids=["all", "two"])
 @pytest.mark.parametrize("name", ["resnet10t", "mobilenetv2_050"])
-def test_features_only_of_an_operated_models_weights(folder, name):
+def test_features_only_of_an_operated_models_weights(folder, name, levels):
     trained = spoil(add_se(build(name)))
     file = saved(folder, f"trained_{name}", trained)
-    model = timm.create_model(
-        f"se_{name}", features_only=True, pretrained=True, pretrained_cfg_overlay={"file": file}
-    ).eval()
+    arguments = {"features_only": True, "out_indices": levels}
+    model = timm.create_model(f"se_{name}", pretrained=True, pretrained_cfg_overlay={"file": file}, **arguments).eval()
     with torch.no_grad():
         expected = trained.forward_intermediates(images(), intermediates_only=True)
-    assert_same(run(model, images()), expected[-len(model.feature_info.channels()) :])
+    assert_same(run(model, images()), [expected[-5:][level] for level in levels])
 
 
 SPOILED: dict[str, tuple[dict[str, Any], str]] = {
@@ -466,6 +524,12 @@ def test_weights_that_are_not_all_there_are_refused(folder, trained, changes, te
     file = saved(folder, "spoiled", trained, **changes)
     with pytest.raises(SurgeryError, match=text):
         timm.create_model("se_resnet10t", se_r=8, pretrained=True, pretrained_cfg_overlay={"file": file}, **arguments)
+
+
+def test_timms_checkpoint_path_takes_an_operated_models_weights(folder, trained):
+    torch.save(trained.state_dict(), folder / "trained.pth")
+    model = timm.create_model("se_resnet10t", se_r=8, checkpoint_path=str(folder / "trained.pth")).eval()
+    assert_same(run(model, images()), run(trained, images()))
 
 
 def test_a_pickle_that_would_run_code_is_refused(folder):
@@ -546,6 +610,34 @@ def test_torchvisions_weights_by_tag(monkeypatch):
     assert get_pretrained_cfg("se_tv_resnet50").url == weights.DEFAULT.url
     with pytest.raises(SurgeryError, match="no weights 'nosuch'"):
         timm.create_model("se_surgery", base="torchvision/resnet50", pretrained_cfg="nosuch")
+
+
+def test_torchvisions_networks_take_what_timms_training_script_says():
+    """It says drop_rate=0.0 where it was told nothing."""
+    model = timm.create_model("se_tv_mobilenet_v2", drop_rate=0.0, drop_path_rate=None, scriptable=False)
+    assert model.classifier[0].p == 0.0
+    googlenet = timm.create_model("se_tv_googlenet", drop_rate=0.4, init_weights=False)
+    assert (googlenet.dropout.p, googlenet.aux1.dropout.p) == (0.4, 0.7)
+    dense = timm.create_model("se_tv_densenet121", drop_rate=0.1)
+    assert dense.features.denseblock1.denselayer1.drop_rate == 0.1
+    described = timm.create_model("se_tv_resnet18", drop_rate=0.0, pretrained_cfg={"num_classes": 5, "mean": (0, 0, 0)})
+    assert described.fc.out_features == described.num_classes == 5
+    assert (described.pretrained_cfg["mean"], described.pretrained_cfg["classifier"]) == ((0, 0, 0), "fc")
+
+
+def test_a_network_of_torchvision_without_a_name_fetches_nothing_unasked(monkeypatch):
+    import torchvision
+
+    def download(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise AssertionError(f"fetches {self.url}")
+
+    monkeypatch.setattr(torchvision.models._api.WeightsEnum, "get_state_dict", download)
+    base = create_base("torchvision/lraspp_mobilenet_v3_large", num_classes=2)
+    values = randomise(base).state_dict()
+    again = create_base(
+        "torchvision/lraspp_mobilenet_v3_large", True, pretrained_cfg_overlay={"state_dict": values}, num_classes=2
+    )
+    assert_same(run(again, images()), run(base, images()))
 
 
 # -------------------------------------------------------------------------------------------------------- the registry

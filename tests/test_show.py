@@ -9,7 +9,6 @@ import pytest
 import timm
 from patients import build
 
-import se_surgery
 from se_surgery import Skipped, find_se, plan_se
 from se_surgery.show import compact, count, groups, plan_text, sites_text, table
 
@@ -189,14 +188,3 @@ def test_headers_without_text_are_none():
 @pytest.mark.parametrize(("number", "expected"), [(0, "0 SEs"), (1, "1 SE"), (2, "2 SEs")])
 def test_count(number, expected):
     assert count(number, "SE") == expected
-
-
-def test_readme_example_runs(monkeypatch):
-    """The lines that README.md gives, on a smaller network."""
-    block = README.read_text(encoding="utf-8").split("```python\n", 1)[1].split("```", 1)[0]
-    monkeypatch.setattr(timm, "create_model", lambda name, create=timm.create_model: create("test_resnet"))
-    names: dict[str, object] = {"print": lambda text: printed.append(str(text))}
-    printed: list[str] = []
-    exec(block, names)
-    assert "4 SEs to put in" in printed[0] and "each once" in printed[1]
-    assert len(se_surgery.find_se(names["model"])) == 4

@@ -1,0 +1,67 @@
+"""Save a network with SEs as two files, a recipe and its weights, and load it as a timm model.
+
+    python examples/save_load.py resnet18
+
+Runs offline on a CPU in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import se_surgery
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", nargs="?", default="resnet18", help="a timm model (default: %(default)s)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        save_and_load(args.base, Path(folder))
+
+
+def save_and_load(base: str, folder: Path) -> None:
+    """Save a model whose SEs have learnt something, and load it three times."""
+    model = se_surgery.add_se(timm.create_model(base), r={3: 16, 4: 8}).eval()
+    sites = se_surgery.find_se(model)
+    for site in sites:
+        nn.init.normal_(model.get_submodule(site.path).fc2.weight)
+
+    # The recipe says what was done to which base, in plain data; the weights are a state dict like any other.
+    (folder / "recipe.json").write_text(json.dumps(se_surgery.recipe_of(model)))
+    weights = str(folder / "model.safetensors")
+    save_file(model.state_dict(), weights)
+    files = [f"{path.name} of {path.stat().st_size:,} bytes" for path in sorted(folder.iterdir())]
+    print(f"{base} with {len(sites)} SEs: {', '.join(files)}")
+
+    recipe = json.loads((folder / "recipe.json").read_text())
+    source = {"pretrained": True, "pretrained_cfg_overlay": {"file": weights}}
+    images = torch.randn(2, 3, 64, 64)
+    loaded = timm.create_model("se_surgery", recipe=recipe, **source).eval()
+    with torch.no_grad():
+        print(f"Loaded, its outputs are bit-equal: {torch.equal(loaded(images), model(images))}")
+
+    other = timm.create_model("se_surgery", recipe=recipe, num_classes=10, in_chans=1, **source)
+    gates = [(other.get_submodule(site.path), model.get_submodule(site.path)) for site in sites]
+    kept = sum(torch.equal(ours.fc2.weight, saved.fc2.weight) for ours, saved in gates)
+    print(f"With 10 classes and 1 channel {kept} of {len(gates)} SEs are those that were saved")
+
+    tensors = load_file(weights)
+    lost = f"{sites[0].path}.fc2.weight"
+    save_file({key: value for key, value in tensors.items() if key != lost}, weights)
+    try:
+        timm.create_model("se_surgery", recipe=recipe, num_classes=10, **source)
+    except se_surgery.ArtefactError as error:
+        print(f"Without one tensor it is refused: {str(error).removeprefix(weights).strip()}")
+
+
+if __name__ == "__main__":
+    main()
