@@ -15,11 +15,6 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.box import Box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from .find import SESite
 from .options import Options
 
@@ -29,7 +24,7 @@ if TYPE_CHECKING:
     from .plan import Plan, Site
 
 # Columns apart by spaces, a rule under the header; ASCII, because a pipe may not take anything else.
-_BOX = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+_BOX = "    \n    \n -- \n    \n    \n    \n    \n    \n"
 _WIDTH = 120
 _NUMBER = re.compile(r"(\d+)")
 _T = TypeVar("_T")
@@ -121,8 +116,14 @@ def totals_text(plan: Plan) -> str:
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table as text; a header that begins with `>` is that of a column of numbers."""
+    # Here and not above: it takes as long to import as half of this library, and most processes print no table.
+    from rich.box import Box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     drawn = Table(
-        box=_BOX,
+        box=Box(_BOX, ascii=True),
         pad_edge=False,
         header_style="",
         highlight=False,
