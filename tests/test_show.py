@@ -124,7 +124,7 @@ def test_what_is_skipped_has_a_kind(case):
     name, options, expected = case
     plan = plan_se(build(name), **options)
     assert Counter(skip.kind for skip in plan.skipped) == expected
-    assert Counter(skip["kind"] for skip in plan.to_dict()["skipped"]) == expected
+    assert Counter(skip["kind"] for skip in plan.to_dict()["plan"]["skipped"]) == expected
     assert {skip.kind for skip in plan.skipped if skip.is_unit} == set(expected) & {
         *("not asked", "held", "no place", "refused")
     }
