@@ -204,6 +204,8 @@ def onnx_session(model: nn.Module, *inputs: Any) -> Callable[..., Any]:
     """The ONNX file of torch.onnx, run by onnxruntime."""
     import onnxruntime
 
+    if torch.__version__ < "2.5":  # compared as versions: it is no plain string
+        raise RuntimeError("torch 2.4's exporter is another one, which leaves a report in the working directory")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     program: Any = torch.onnx.export(model, inputs, dynamo=True, verbose=False)

@@ -23,12 +23,13 @@ from torch import nn
 
 from . import tv
 from .bases import TORCHVISION, create_base
-from .errors import ArtefactError, OptionError
+from .errors import ArtefactError, OptionError, SurgeryError
 from .graft import add_se
 from .options import Options
 from .recipe import recipe_of, replay
 from .records import BASE, implants
 from .sources import KEYS, Checkpoint, as_dict, fetch, names_a_source
+from .stem import fit_stems
 from .strict import checked
 
 # What is done to a fresh base, in place.
@@ -175,14 +176,19 @@ class _Order:
         return dataclasses.replace(self, overlay={**self.overlay, "state_dict": checkpoint.tensors})
 
     def sketch(self, surgery: Surgery | None = None, **more: Any) -> nn.Module:
-        """The model without values, to learn what it has."""
+        """The model without values, to learn what it has; with values where it cannot do without."""
         try:
             with torch.device("meta"):
                 model = self.create(False, **more)
-        except NotImplementedError:  # a constructor that calculates with tensors
+            if surgery is not None:
+                surgery(model)
+        except SurgeryError as error:
+            # Torch refuses a constructor or a forward that wants the values.
+            if not isinstance(error.__cause__, RuntimeError):
+                raise
             model = self.create(False, **more)
-        if surgery is not None:
-            surgery(model)
+            if surgery is not None:
+                surgery(model)
         return model
 
 
@@ -232,9 +238,12 @@ def _load(model: nn.Module, checkpoint: Checkpoint, in_chans: int | None) -> Non
 
     def strict(state_dict: Any, target: nn.Module) -> Any:
         where = checkpoint.where
-        return checked(state_dict, target, config, num_classes=classes, in_chans=channels, where=where)
+        tensors = checked(state_dict, target, config, num_classes=classes, in_chans=channels, where=where)
+        return fit_stems(tensors, config.get("first_conv"), config["input_size"][0], channels)
 
-    load_pretrained(model, config, classes, channels, filter_fn=strict)
+    # When timm comes to the stems they fit already.
+    fitted = {**config, "first_conv": None, "input_size": (channels, *config["input_size"][1:])}
+    load_pretrained(model, fitted, classes, channels, filter_fn=strict)
 
 
 def _whole(order: _Order, pretrained: bool, finish: Surgery, surgery: Surgery) -> nn.Module:
@@ -289,4 +298,6 @@ def _signed(model: nn.Module, name: str, order: _Order, overlay: Mapping[str, An
     config.pop("state_dict", None)
     model.pretrained_cfg = model.default_cfg = config  # type: ignore[assignment]
     model.__dict__[BASE] = order.base.partition(".")[0]
+    # As timm notes them since 1.0.31, which adds the arguments of the call.
+    model._model_args = dict(order.kwargs)  # type: ignore[assignment]
     return model

@@ -120,8 +120,8 @@ def _alias(base: str, surgery: Surgery) -> Entry:
             raise OptionError(f"{name!r} was registered with its options. Leave se_{sorted(options)[0]} out.")
         model = build(GENERIC, base, surgery, pretrained=pretrained, **rest)
         if not rest.get("features_only"):
-            # timm adds the arguments of the call to these, and saves them.
-            model._model_args = {"base": base, "recipe": recipe_of(model)}  # type: ignore[assignment]
+            # What timm saves.
+            model._model_args |= {"base": base, "recipe": recipe_of(model)}  # type: ignore[operator]
         return model
 
     return entry

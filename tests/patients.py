@@ -13,9 +13,14 @@ import timm
 import torch
 import torchvision
 import toys
+from packaging.version import Version
 from torch import Tensor, nn
 
 HALF, GRAY = ":half", ":gray"
+# What tests expect are the networks of timm 1.0.31, and the ways into a graph of torch 2.5. What is older, down to what
+# pyproject.toml admits, lacks a few.
+OLD_TIMM = Version(timm.__version__) < Version("1.0.31")
+OLD_TORCH = Version(torch.__version__) < Version("2.5")
 
 
 def build(name: str, **kwargs: Any) -> nn.Module:

@@ -59,7 +59,7 @@ def results(tmp_path_factory) -> Results:
         written = [folder / f"{rank}.pt" for rank in range(LAUNCHES[launch][1])]
         if not all(file.exists() for file in written):
             pytest.fail("\n".join(log.read_text()[-4000:] for log in sorted(folder.glob("*.log"))), pytrace=False)
-        return [torch.load(file)[part] for file in written]
+        return [torch.load(file, weights_only=True)[part] for file in written]
 
     return of
 

@@ -630,7 +630,11 @@ def test_a_model_in_distributed_data_parallel_is_refused(one_process, path):
 @pytest.mark.parametrize("path", ["", "layer2"])
 def test_a_model_in_fully_sharded_data_parallel_is_refused(one_process, path):
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+
+    try:
+        from torch.distributed.fsdp import fully_shard
+    except ImportError:  # torch before 2.6
+        from torch.distributed._composable.fsdp import fully_shard
 
     model = resnet()
     fully_shard(model.get_submodule(path), mesh=init_device_mesh("cpu", (1,)))

@@ -17,6 +17,7 @@ import timm
 import torch
 import torch.distributed
 from patients import (
+    OLD_TIMM,
     assert_differs,
     assert_same,
     build,
@@ -122,7 +123,7 @@ def test_pickles_run_in_a_fresh_process_that_never_imported_the_library(tmp_path
     )
     assert done.returncode == 0, done.stderr
     for model, file in zip(models.values(), files, strict=True):
-        out = torch.load(f"{file}.out")
+        out = torch.load(f"{file}.out", weights_only=True)
         assert out["text"] == repr(model) and out["keys"] == list(model.state_dict())
         assert_same([out["eval"]], run(model, images()))
         assert_same([out["train"]], run(copied(model), images(), training=True))
@@ -220,7 +221,8 @@ def test_other_ways_into_the_model(name, way):
     """timm's models are entered elsewhere than by forward: xception's blocks have a forward_with_tap of their own."""
     base = build(name)
     if not hasattr(base, way):
-        assert (name, way) in {("densenet121", "forward_intermediates"), ("hrnet_w18_small", "forward_intermediates")}
+        without = ["densenet121", "hrnet_w18_small", *(["xception41p", "xception41"] if OLD_TIMM else [])]
+        assert way == "forward_intermediates" and name in without
         return
     existing = "replace" if name == "efficientnet_b0" else "skip"
     model = add_se(copied(base), existing=existing)

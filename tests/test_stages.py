@@ -49,7 +49,7 @@ def each(form: str, *choices: str) -> tuple[str, ...]:
 
 def os8(truth: Truth) -> Truth:
     """The same truth for the same network with dilation in place of the strides after the third."""
-    return Truth(truth.name, truth.stages, {**truth.options, "output_stride": 8})
+    return Truth(truth.name, truth.stages, {**truth.options, "output_stride": 8}, truth.device)
 
 
 def features(truth: Truth, old: str = "", new: str = "", **options: Any) -> Truth:
@@ -117,8 +117,9 @@ TIMM = (
     features(RESNETV2, "stages.", "stages_"),
     Truth("nf_resnet50", grid("stages.{}.{}", 3, 4, 6, 3)),
     Truth("dm_nfnet_f0", grid("stages.{}.{}", 1, 2, 6, 3)),
-    Truth("regnetx_008", grid("s{}.b{}", 1, 3, 7, 5, stage=1, block=1)),
-    os8(Truth("regnety_002", grid("s{}.b{}", 1, 1, 4, 7, stage=1, block=1))),
+    # Their widths are computed with tensors, which the meta device of older releases of torch cannot do.
+    Truth("regnetx_008", grid("s{}.b{}", 1, 3, 7, 5, stage=1, block=1), device="cpu"),
+    os8(Truth("regnety_002", grid("s{}.b{}", 1, 1, 4, 7, stage=1, block=1), device="cpu")),
     Truth("mobilenetv1_100", ("blocks.0.0", "blocks.1.0-1", "blocks.2.0-1", "blocks.3.0-5", "blocks.4.0-1")),
     MOBILENETV2,
     os8(MOBILENETV2),
@@ -207,7 +208,8 @@ TIMM = (
     Truth("resnet51q", PYRAMID),
     Truth("fastvit_t8", ("stem.* stages.0.*", *PYRAMID[1:])),
     # The stem's residual block comes before the first level that timm lists.
-    Truth("efficientvit_b0", ("stem.* stages.0.*", *PYRAMID[1:])),
+    # Its attention asks for autocast on its input's device, which torch 2.4 does not have for meta.
+    Truth("efficientvit_b0", ("stem.* stages.0.*", *PYRAMID[1:]), device="cpu"),
     # A downsampling begins a stage, with its own block at the resolution of the stage before.
     Truth("repvit_m0_9", PYRAMID),
     Truth("edgenext_xx_small", PYRAMID),

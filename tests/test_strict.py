@@ -5,11 +5,12 @@ import logging
 import pytest
 import timm
 import torch
-from patients import build, differences, snapshot
-from timm.models import load_pretrained
+from patients import OLD_TIMM, build, differences, snapshot
+from timm.models import adapt_input_conv, load_pretrained
 from torch import nn
 
 from se_surgery import ArtefactError, SurgeryError, add_se
+from se_surgery.stem import fit_stems
 from se_surgery.strict import checked
 
 # What timm says about the weights of `small()`.
@@ -171,6 +172,18 @@ def test_another_number_of_channels(shape, saved, wanted, taken):
         assert checked(state, model, cfg, in_chans=wanted)
     else:
         assert f"cannot be converted from {saved} to {wanted} channels" in refused(state, model, cfg, in_chans=wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("shape", "saved", "wanted"), [row[:3] for row in STEMS if row[3]], ids=str)
+def test_a_stem_is_converted_as_timm_does(shape, saved, wanted, dtype):
+    if OLD_TIMM and saved != 3:
+        pytest.skip(f"timm {timm.__version__} converts weights for images of three channels only")
+    weight = torch.randn(shape).to(dtype)
+    given = {"a.weight": weight, "b.weight": weight, "a.bias": weight}
+    fitted = fit_stems(given, ("a",), saved, wanted)
+    assert torch.equal(fitted.pop("a.weight"), adapt_input_conv(wanted, weight, *(() if OLD_TIMM else (saved,))))
+    assert fitted == {"b.weight": weight, "a.bias": weight}
 
 
 def test_only_the_stem_goes_with_the_channels():

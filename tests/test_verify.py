@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from patients import build, differences, images, randomise, run, snapshot
+from patients import OLD_TIMM, OLD_TORCH, build, differences, images, randomise, run, snapshot
 from timm.utils import reparameterize_model
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
@@ -47,6 +47,8 @@ COPIES = ["deepcopy", "pickle"]
 METHODS = ["forward_features", "forward_head", "forward_intermediates", "set_grad_checkpointing"]
 WRAPPERS = [name for name in QUICK if name.startswith("features_only")]
 NO_GETTER = [name for name in WRAPPERS if name != "features_only, getter"]
+NO_ONNX = ["ONNX"] if OLD_TORCH else []
+UNTOLD = pytest.mark.skipif(OLD_TORCH, reason="torch 2.4 does not tell a forward that it is exported")
 
 
 def outcomes(model: nn.Module, size: Any = SIZE, names: Any = None) -> dict[str, Any]:
@@ -105,6 +107,10 @@ SWEPT = (
 )
 
 
+# What timm 1.0.31 gave to some of these networks.
+LATER = {"forward_intermediates", "features_only, getter", "set_grad_checkpointing"}
+
+
 def inputs_of(row: Row) -> Any:
     return ([torch.rand(3, 64, 64)],) if "ssd" in row.name else row.size
 
@@ -117,7 +123,8 @@ def test_sound_operations_pass_in_every_way_that_the_base_has(row):
     checks = outcomes(model, size)
     assert {name: str(check) for name, check in checks.items() if check.passed is False} == {}
     assert list(checks) == ["keys", "identity", *QUICK]
-    assert {name for name, check in checks.items() if check.passed is None} == {"identity", *row.lacks}
+    lacking = {name for name, check in checks.items() if check.passed is None}
+    assert lacking - (LATER if OLD_TIMM else set()) == {"identity", *row.lacks} - (LATER if OLD_TIMM else set())
     assert all(len(str(check)) < 320 and "\n" not in str(check) for check in checks.values())
 
 
@@ -125,6 +132,8 @@ def test_compilers_and_exporters_agree_with_the_operated_model():
     model = add_se(build("resnet18"), example_input=SIZE)
     checks = outcomes(model, SIZE, THOROUGH)
     assert list(checks) == THOROUGH
+    if OLD_TORCH:
+        assert "torch 2.4's exporter" in checks.pop("ONNX").detail
     assert {name: check.detail for name, check in checks.items() if check.passed is not True} == {}
     for check in checks.values():
         outputs = float(re.search(r"outputs by (\S+) of", check.detail)[1])
@@ -201,7 +210,7 @@ def test_a_thorough_look_leaves_everything_as_found():
     model(torch.randn(2, 3, 32, 32)).sum().backward()
     before, random, filters = snapshot(model), torch.get_rng_state(), list(warnings.filters)
     checks = outcomes(model, names=[way.name for way in WAYS])
-    assert {name for name, check in checks.items() if not check.passed} == {"reparameterize"}
+    assert {name for name, check in checks.items() if not check.passed} == {"reparameterize", *NO_ONNX}
     assert differences(before, snapshot(model)) == []
     assert torch.equal(torch.get_rng_state(), random)
     assert warnings.filters == filters
@@ -614,7 +623,9 @@ IN_GRAPHS = {
 }
 
 
-@pytest.mark.parametrize("case", IN_GRAPHS)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[UNTOLD] if "ONNX" in row[2] else []) for case, row in IN_GRAPHS.items()]
+)
 def test_a_graph_without_the_se_is_seen(case, monkeypatch):
     is_wrong, instead, tried, expected = IN_GRAPHS[case]
     forward = SqueezeExcite.forward
@@ -683,7 +694,7 @@ class HalvedWhenCheckpointed(Tapped):
 
 # What is the base's own doing: reported, and no promise.
 OWN = [
-    (OtherWhenExported, "torch.export", "the base itself comes out different: "),
+    pytest.param(OtherWhenExported, "torch.export", "the base itself comes out different: ", marks=UNTOLD),
     (HalvedWhenCheckpointed, "set_grad_checkpointing", "the base's own gradients change with it"),
 ]
 
