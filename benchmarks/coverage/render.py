@@ -240,9 +240,9 @@ def section_text(table: Table) -> str:
         rows.append([family, names, ", ".join(has), ", ".join(head["name"] for head in heads), checked])
     done, wanted = table.run_representatives()
     text = (
-        f"{planned} of {len(table.targets)} names of CNNs in timm and torchvision are planned, each with a site for "
-        f"`standard` or with an SE in every unit already. One for every set of module classes is to be operated on "
-        f"real weights, by every placement: so far {done} of {wanted} such operations were done, and "
+        f"{planned} of {len(table.targets)} names of CNNs in timm, torchvision and this library are planned, each with "
+        f"a site for `standard` or with an SE in every unit already. One for every set of module classes is to be "
+        f"operated on real weights, by every placement: so far {done} of {wanted} such operations were done, and "
         f"{table.passed('run')} passed all checks. "
         f"[docs/coverage.md](docs/coverage.md) has every name and what was checked.\n"
     )
