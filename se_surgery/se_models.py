@@ -20,7 +20,10 @@ from timm.models import DefaultCfg, PretrainedCfg, is_model, register_model
 from timm.models import _registry as timm_registry
 from torch import nn
 
-from . import tv
+from . import (
+    backbones,  # noqa: F401 - its names are bases, which have to be in timm's registry before those made of them
+    tv,
+)
 from .bases import OWN_MODULE, TORCHVISION, is_base
 from .catalog import named_bases, recipe_names, shipped_recipe
 from .entry import Surgery, adding, build, following, split_options

@@ -241,9 +241,9 @@ def section_text(table: Table) -> str:
     done, wanted = table.run_representatives()
     so_far = "was operated on" if done == wanted else f"is to be operated on (so far {done} of {wanted} times)"
     text = (
-        f"{planned} of {len(table.targets)} names of CNNs in timm and torchvision are planned, each with a site for "
-        f"`standard` or with an SE in every unit already. One for every set of module classes {so_far} with real "
-        f"weights, by every placement: {table.passed('run')} operations passed all checks. "
+        f"{planned} of {len(table.targets)} names of CNNs in timm, torchvision and this library are planned, each with "
+        f"a site for `standard` or with an SE in every unit already. One for every set of module classes {so_far} with "
+        f"real weights, by every placement: {table.passed('run')} operations passed all checks. "
         f"[docs/coverage.md](docs/coverage.md) has every name and what was checked.\n"
     )
     families = grid(["family", ">names", "placements", "checked on", ">runs passed"], rows)

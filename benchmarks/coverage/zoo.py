@@ -1,7 +1,7 @@
 """Zoo: the names there are, which of them are targets and representatives, and models by name.
 
-In: timm's and torchvision's own lists of names, and the project's lists in tests/zoo. Out: `Entry`s, and models with or
-without values.
+In: timm's and torchvision's own lists of names (this library's backbones are in timm's), and the project's lists in
+tests/zoo. Out: `Entry`s, and models with or without values.
 """
 
 from __future__ import annotations
@@ -49,11 +49,14 @@ class Entry:
 def listed(role: str) -> set[str]:
     """The names that the project's lists give a role."""
     kind = _ROLES[role]
-    names = {prefix: (LISTS / f"{library}_{kind}.txt").read_text().split() for library, prefix in _LIBRARIES.items()}
-    return {prefix + name for prefix, found in names.items() for name in found}
+    return {
+        prefix + name
+        for library, prefix in _LIBRARIES.items()
+        for name in (LISTS / f"{library}_{kind}.txt").read_text().split()
+    }
 
 
-_LIBRARIES = {"timm": "", "torchvision": TORCHVISION}
+_LIBRARIES = {"timm": "", "torchvision": TORCHVISION, "se_surgery": ""}
 
 
 @functools.cache
