@@ -5,6 +5,7 @@
 >>> se_surgery.add_se(model, placement="standard", r=16)
 """
 
+from .cost import Costs, count_costs
 from .errors import (
     ArtefactError,
     CheckpointError,
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ArtefactError",
     "CheckpointError",
+    "Costs",
     "DataError",
     "Excitations",
     "Gates",
@@ -60,6 +62,7 @@ __all__ = [
     "VerifyError",
     "add_se",
     "apply_recipe",
+    "count_costs",
     "excitations",
     "export_se",
     "find_se",

@@ -1,4 +1,4 @@
-"""The command line: `se-surgery plan`, `add`, `strip`, `list`, `inspect`, `recipe` and `verify`.
+"""The command line: `se-surgery plan`, `add`, `strip`, `list`, `inspect`, `recipe`, `verify`, `cost` and `paper`.
 
 In: a model by name or folder, and options. Out: tables (or JSON) on stdout, progress and errors on stderr, and a folder
 from `add` and `strip`. Exit codes: 0 done, 1 refused (the message says why), 2 a mistake in the command line itself.
@@ -21,7 +21,7 @@ from timm.models import is_model_in_modules
 from torch import nn
 from typer.core import TyperGroup
 
-from . import __version__
+from . import __version__, cli_cost, cli_paper
 from . import cli_options as cli
 from .bases import OWN_MODULE, create_base, is_base
 from .cli_report import (
@@ -307,3 +307,7 @@ def _progress(what: str) -> Iterator[None]:
 
 def _say(as_json: bool, data: Any, text: str) -> None:
     typer.echo(json.dumps(data, indent=2) if as_json else text)
+
+
+cli_cost.add_to(app, _patient, _progress, _say)
+cli_paper.add_to(app, _progress, _say)

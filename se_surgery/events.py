@@ -5,6 +5,7 @@ In: a torch function and its arguments. Out: the kind of event it is (a convolut
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +45,11 @@ class Event:
     def spatial(self) -> bool:
         """Whether the result is a feature map of more than one position."""
         return is_map(self.shape)
+
+    @property
+    def activations(self) -> int:
+        """Values an image that a convolution or linear layer puts out; those of anything else do not count."""
+        return math.prod(self.shape[1:]) if self.kind in ("conv", "linear") else 0
 
     @property
     def transforms(self) -> bool:

@@ -265,3 +265,23 @@ def multiply_adds(spec: SESpec, size: tuple[int, ...]) -> int:
             module.eval()(image)
     flops = int(counter.get_total_flops())
     return flops // 2 + scale
+
+
+def activations(spec: SESpec, size: tuple[int, ...]) -> int:
+    """Values an image that the module for a spec makes of a map of `size`: of its layers, and the scaled map.
+
+    Example:
+        >>> activations(SESpec(channels=256, rd_channels=16), (56, 56))
+        803088
+    """
+    scaled = spec.channels * math.prod(size)
+    if spec.attn == "se":
+        return spec.rd_channels + spec.channels + scaled
+    made: list[int] = []
+    with torch.device("meta"), torch.no_grad():
+        module, image = attention(spec.attn, spec.channels, spec.rd_channels), torch.empty(1, spec.channels, *size)
+        for layer in module.modules():
+            if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+                layer.register_forward_hook(lambda _, given, output: made.append(output.numel()))
+        module.eval()(image)
+    return sum(made) + scaled

@@ -32,6 +32,7 @@ class SESite:
         rd_channels: Width of its hidden layer, or None where it has none (ECA, eSE).
         params: Number of its parameters.
         macs: Multiply-adds an image: its layers and the scale.
+        activations: Values an image that it makes: what its layers put out and the scaled map.
         origin: `se_surgery`, `timm`, `torchvision` or `other`.
     """
 
@@ -42,6 +43,7 @@ class SESite:
     rd_channels: int | None
     params: int
     macs: int
+    activations: int
     origin: str
 
 
@@ -94,6 +96,7 @@ def _site(path: str, seen: Look, stage: int, implanted: bool) -> SESite:
         rd_channels=hidden_width(module),
         params=sum(parameter.numel() for parameter in module.parameters()),
         macs=sum(event.macs for event in seen.during(call)) + math.prod(shape[1:]),
+        activations=sum(event.activations for event in seen.during(call)) + math.prod(shape[1:]),
         origin=origin_of(module, record),
     )
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, Literal, get_args
 
 from .exam import Exam
-from .excite import SESpec, multiply_adds, parameter_count
+from .excite import SESpec, activations, multiply_adds, parameter_count
 from .find import SESite
 from .joins import RejectKind
 from .options import Options
@@ -73,6 +73,11 @@ class Site:
     def macs(self) -> int:
         """Multiply-adds an image: its layers and the scale. Pooling is free, as the paper counts (section 4)."""
         return multiply_adds(self.spec, self.size)
+
+    @property
+    def activations(self) -> int:
+        """Values an image that it makes: what its layers put out, and the scaled map."""
+        return activations(self.spec, self.size)
 
     @property
     def edge(self) -> Edge:
@@ -161,6 +166,11 @@ class Plan:
         """Multiply-adds an image that the SEs add; those of the SEs they replace are taken off."""
         return sum(site.macs for site in self.sites) - sum(se.macs for se in self._replaced)
 
+    @property
+    def activations_added(self) -> int:
+        """Values an image that the SEs make; those of the SEs they replace are taken off."""
+        return sum(site.activations for site in self.sites) - sum(se.activations for se in self._replaced)
+
     @cached_property
     def places(self) -> dict[str, int]:
         """For every placement the number of units of the model that have a place for it."""
@@ -186,6 +196,7 @@ class Plan:
                 "params_before": self.params_before,
                 "params_added": self.params_added,
                 "macs_added": self.macs_added,
+                "activations_added": self.activations_added,
             },
         }
 

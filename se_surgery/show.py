@@ -103,14 +103,15 @@ def exam_text(exam: Exam) -> str:
 
 
 def totals_text(plan: Plan) -> str:
-    """The parameters before, added and after, by both ways to count, and the multiply-adds added."""
+    """The parameters before, added and after, by both ways to count, and the multiply-adds and activations added."""
     rows = []
     for label, extra in (("parameters", 0), ("with running statistics", plan.buffers_before)):
         before = plan.params_before + extra
         share = f"{plan.params_added / before:+.2%}" if before else ""
         rows.append((label, f"{before:,}", f"{plan.params_added:+,}", f"{before + plan.params_added:,}", share))
     size = " x ".join(map(str, _image(plan)))
-    added = f"Multiply-adds added: {plan.macs_added:,} ({plan.macs_added / 1e6:.2f} M), for one image of {size}."
+    macs, activations = (f"{number:,} ({number / 1e6:.2f} M)" for number in (plan.macs_added, plan.activations_added))
+    added = f"Added for one image of {size}: {macs} multiply-adds, {activations} activations."
     return table(["", ">before", ">added", ">after", ">"], rows) + "\n\n" + added
 
 

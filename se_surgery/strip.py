@@ -142,7 +142,7 @@ def _record(journal: Journal, model: nn.Module, sites: list[SESite], restore: bo
 
 
 def stripped_to_dict(site: SESite) -> dict[str, Any]:
-    """An SE that was taken out, as plain data; its multiply-adds depend on the image and are left out."""
+    """An SE that was taken out, as plain data; what depends on the image is left out: multiply-adds and activations."""
     data = asdict(site)
-    del data["macs"]
+    del data["macs"], data["activations"]
     return data

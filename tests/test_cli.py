@@ -4,19 +4,23 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 from patients import assert_same, images, run
+from se_surgery.paper.tables import Table
+from se_surgery.paper.text import document
 from typer.testing import CliRunner
 
-from se_surgery import __version__, add_se, cli, find_se, plan_se
+from se_surgery import __version__, add_se, cli, count_costs, find_se, plan_se
 from se_surgery.bases import create_base
 from se_surgery.cli import app
 from se_surgery.cli_options import read_numbers, read_ratios, read_size
 from se_surgery.cli_report import State, same_outputs
+from se_surgery.cost import Count
 from se_surgery.saved import load, read_recipe, save
 
 ROOT = str(Path(cli.__file__).parents[1])
@@ -223,6 +227,7 @@ def test_list(folder):
             "rd_channels": width,
             "params": 2 * channels * width + channels + width,
             "macs": 2 * channels * width + channels * side**2,
+            "activations": width + channels + channels * side**2,
             "origin": "timm",
         }
         for stage, channels, width, side in ((1, 64, 8, 56), (2, 128, 8, 28), (3, 256, 16, 14), (4, 512, 32, 7))
@@ -258,6 +263,51 @@ def test_inspect_a_folder(folder, tmp_path):
     assert len(data["existing"]) == 3
     stdout, _ = call("inspect", tmp_path / "out")
     assert "1  add 4 SEs (placement=standard, r=4, init=paper)" in stdout and "2  strip 1 SE\n" in stdout
+
+
+def test_cost_before_and_after():
+    """Of a model without SEs, and of one for which options ask for more."""
+    data = as_json("cost", PLAIN, "--r", "4", "--stages", "3,4", *SMALL)
+    model = timm.create_model(PLAIN)
+    before = count_costs(model, (3, 64, 64)).parts
+    after = count_costs(add_se(model, r=4, stages=(3, 4)), (3, 64, 64)).parts
+    assert data["image"] == [3, 64, 64]
+    for side, costs in (("before", before), ("after", after)):
+        assert data[side].pop("whole") == asdict(sum(costs.values(), Count()))
+        assert data[side] == {part: asdict(cost) for part, cost in costs.items()}
+    assert data["before"]["stage 2"] == data["after"]["stage 2"] and data["before"] != data["after"]
+    more = as_json("cost", WITH_SE, "--existing", "replace", "--r", "2", *SMALL)
+    assert more["before"]["whole"] == as_json("cost", WITH_SE, *SMALL)["after"]["whole"] != more["after"]["whole"]
+    stdout, stderr = call("cost", PLAIN, *SMALL)
+    assert stdout.startswith(
+        f"{PLAIN}, before and after 4 SEs are put in\n\nFor one image of 3 x 64 x 64\n\nParameters\n"
+    )
+    assert "Counting ..." in stderr
+
+
+def test_cost_of_the_ses_that_are_there(folder):
+    assert call("cost", folder, *SMALL)[0].startswith(f"{folder}, without its 4 SEs and with them\n\n")
+    data = as_json("cost", folder, *SMALL)
+    assert data["before"] == as_json("cost", PLAIN, *SMALL)["before"]
+    assert data["after"] == as_json("cost", PLAIN, "--r", "4", *SMALL)["after"]
+
+
+def test_paper(monkeypatch):
+    made = [Table("A title", "A text.", ("", ">paper", ">here"), [("one", "1.0", "1.04")], ["A reason."])]
+    monkeypatch.setattr("se_surgery.paper.tables.tables", lambda: made)
+    stdout, _ = call("paper")
+    assert stdout == document(made)
+    assert stdout.startswith("# The paper, row by row\n")
+    assert "| one |   1.0 | 1.04 |\n\n1. A reason.\n" in stdout
+    assert as_json("paper") == [
+        {
+            "title": "A title",
+            "text": "A text.",
+            "columns": ["", ">paper", ">here"],
+            "rows": [["one", "1.0", "1.04"]],
+            "notes": ["A reason."],
+        }
+    ]
 
 
 def test_verify(folder):

@@ -67,7 +67,8 @@ def test_plan_of_resnet50():
     # 53,120 running statistics are in the second row.
     assert "parameters                25,557,032   +2,514,944   28,071,976   +9.84%" in text
     assert "with running statistics   25,610,152   +2,514,944   28,125,096   +9.82%" in text
-    assert "Multiply-adds added: 8,034,304 (8.03 M), for one image of 3 x 224 x 224." in text
+    added = "8,034,304 (8.03 M) multiply-adds, 5,535,408 (5.54 M) activations."
+    assert f"Added for one image of 3 x 224 x 224: {added}" in text
     assert "skipped" not in text and "there already" not in text
     assert text in README.read_text(encoding="utf-8"), "README.md shows another plan than this one"
 

@@ -1,0 +1,79 @@
+"""The command `se-surgery cost`: what a model costs, part by part, before and after an operation.
+
+In: a model by name or folder, and options of `add`. Out: tables (or JSON) on stdout. Nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import typer
+from torch import nn
+
+from . import cli_options as cli
+from .cost import Count, count_costs
+from .cost_text import costs_text
+from .exam import find_se
+from .graft import add_se
+from .options import Options, check_options
+from .recipe import recipe_of
+from .show import count
+
+
+class _Patient(Protocol):
+    @property
+    def model(self) -> nn.Module: ...
+
+
+def add_to(
+    app: typer.Typer,
+    open_model: Callable[[str, bool, Any], _Patient],
+    progress: Callable[[str], AbstractContextManager[None]],
+    say: Callable[[bool, Any, str], None],
+) -> None:
+    """Give the command line this command.
+
+    Args:
+        app: The command line.
+        open_model: Makes the model of a name or folder, with or without the library's weights, for a size of images.
+        progress: Says what takes its time.
+        say: Prints plain data as JSON, or a text.
+    """
+
+    @app.command(
+        epilog=_examples(
+            "se-surgery cost resnet50",
+            "se-surgery cost seresnet50",
+            "se-surgery cost mobilenetv1_100 --r 8 --stages 3,4 --json",
+        )
+    )
+    @cli.takes_surgery
+    def cost(model: cli.Model, size: cli.Size = None, as_json: cli.Json = False, **options: Any) -> None:
+        """Count parameters, multiply-adds and activations of every stage, without SEs and with them.
+
+        A model that has some is counted without its own and with them; any other, and one for which options ask for
+        more, before they are put in and after.
+        """
+        patient = open_model(model, False, size).model
+        with progress("Counting"):
+            found = count_costs(patient, size)
+            before, after, number = found.base, found.parts, len(find_se(patient, size))
+            what = f"without its {count(number, 'SE')} and with them"
+            if not number or check_options(**options) != Options():
+                add_se(patient, **options, example_input=size)
+                before, after = found.parts, count_costs(patient, size).parts
+                sites = recipe_of(patient)["operations"][-1]["sites"]
+                what = f"before and after {count(len(sites), 'SE')} are put in"
+        data = {"image": list(found.image), "before": _plain(before), "after": _plain(after)}
+        say(as_json, data, f"{model}, {what}\n\n{costs_text(before, after, found.image)}")
+
+
+def _examples(*lines: str) -> str:
+    return "\n\n".join(("Examples:", *lines))
+
+
+def _plain(costs: Mapping[str, Count]) -> dict[str, dict[str, int]]:
+    return {part: asdict(spent) for part, spent in {**costs, "whole": sum(costs.values(), Count())}.items()}
