@@ -143,7 +143,9 @@ def count_costs(model: nn.Module, example_input: Any = None) -> Costs:
     present = [part for part in places.names if base[part] + ses[part] != Count()]
     images = [arg for arg in pytree.tree_leaves(exam.seen.args) if isinstance(arg, Tensor)]
     return Costs(
-        tuple(images[0].shape[1:]), {part: base[part] for part in present}, {part: ses[part] for part in present}
+        image=tuple(images[0].shape[1:]),
+        base={part: base[part] for part in present},
+        ses={part: ses[part] for part in present},
     )
 
 

@@ -16,10 +16,13 @@ from se_surgery.bases import create_base, is_base
 from se_surgery.cost import multiply_adds, parameters
 from se_surgery.placements import PLACEMENTS
 
-NAMES = ("bn_inception", "shufflenet_g3")
+# With the reductions of their levels.
+REDUCTIONS = {"bn_inception": [2, 4, 8, 16, 32], "resnet20_cifar": [1, 2, 4], "shufflenet_g3": [2, 4, 8, 16, 32]}
+NAMES = list(REDUCTIONS)
 # The placements they have, and the number of SEs.
 PLACES = {
     "bn_inception": {"standard": 10, "inception": 10},
+    "resnet20_cifar": dict.fromkeys(("standard", "pre", "post", "identity", "inner"), 9),
     "shufflenet_g3": {"standard": 16, "pre": 16, "post": 16, "identity": 16, "inner": 16},
 }
 CASES = [(name, placement) for name, places in PLACES.items() for placement in places]
@@ -38,10 +41,10 @@ def conv(area: int, fan_in: int, channels: int) -> tuple[int, int]:
     return area * fan_in * channels, fan_in * channels + 2 * channels
 
 
-def total(layers: list[tuple[int, int]], features: int) -> tuple[int, int]:
-    """Those of a network of these layers with a classifier of 1000."""
+def total(layers: list[tuple[int, int]], features: int, classes: int = 1000) -> tuple[int, int]:
+    """Those of a network of these layers and a classifier."""
     macs, params = (sum(column) for column in zip(*layers, strict=True))
-    return macs + 1000 * features, params + 1000 * features + 1000
+    return macs + classes * features, params + classes * features + classes
 
 
 def bn_inception_by_hand() -> tuple[int, int]:
@@ -80,19 +83,32 @@ def shufflenet_by_hand(groups: int = 3, width: int = 240) -> tuple[int, int]:
     return total(layers, chs)
 
 
-# By hand, and as the papers print them: Hu et al., tables 2 and 3; Zhang et al., table 1.
+def resnet_by_hand(depth: int) -> tuple[int, int]:
+    """He et al., section 4.2: 6n + 2 layers; two of the stages begin with a 1x1 convolution in the shortcut."""
+    layers = [conv(32**2, 9 * 3, 16)]
+    for number, chs in enumerate((16, 32, 64)):
+        area, before = (32 >> number) ** 2, chs // 2 if number else chs
+        layers += [conv(area, 9 * before, chs)] + [conv(area, 9 * chs, chs)] * ((depth - 2) // 3 - 1)
+        layers += [conv(area, before, chs)] if number else []
+    return total(layers, 64, classes=10)
+
+
+# By hand, and as the papers print them: Hu et al., tables 2 and 3; Zhang et al., table 1; He et al., table 6.
 FIGURES = {
     "bn_inception": (bn_inception_by_hand(), "2.03 G"),
     "shufflenet_g3": (shufflenet_by_hand(), "137 M"),
+    "resnet20_cifar": (resnet_by_hand(20), "0.27 M parameters"),
+    "resnet56_cifar": (resnet_by_hand(56), "0.86 M parameters"),
+    "resnet110_cifar": (resnet_by_hand(110), "1.73 M parameters"),
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FIGURES)
 def test_parameters_and_multiply_adds_are_the_papers(name):
     (macs, params), printed = FIGURES[name]
     model = on_meta(name)
     assert (multiply_adds(model), parameters(model)[0]) == (macs, params)
-    assert printed == (f"{macs / 1e9:.2f} G" if printed.endswith("G") else f"{macs / 1e6:.0f} M")
+    assert printed in (f"{macs / 1e9:.2f} G", f"{macs / 1e6:.0f} M", f"{params / 1e6:.2f} M parameters")
 
 
 def test_other_numbers_of_groups():
@@ -146,8 +162,7 @@ def test_an_inception_module_joins_its_branches_in_the_tables_order():
 
 def test_they_are_names_of_timm_and_bases():
     for name in NAMES:
-        module = name.removesuffix("_g3")
-        assert timm.list_models(module=module) == [name]
+        assert name in timm.list_models(module=timm.model_entrypoint(name).__module__.rpartition(".")[2])
         assert timm.list_models(f"{name}.*", include_tags=True) == [f"{name}.untrained"]
         assert not timm.list_pretrained(f"*{name}*")
         assert is_base(name) and is_base(f"{name}.untrained") and not is_base(f"{name}.nosuch")
@@ -165,13 +180,13 @@ def test_levels_by_every_way_are_the_same_maps(name):
     assert [(info["num_chs"], info["reduction"]) for info in model.feature_info] == [
         (each.shape[1], 64 // each.shape[2]) for each in maps
     ]
-    assert [info["reduction"] for info in model.feature_info] == [2, 4, 8, 16, 32]
+    assert [info["reduction"] for info in model.feature_info] == REDUCTIONS[name]
     for cls in ("list", "hook", "getter"):
         features = timm.create_model(name, features_only=True, feature_cls=cls).eval()
         load_levels(features, model)
         assert_same(run(features, x), maps)
-    some = model.forward_intermediates(x, indices=[1, 2], stop_early=True, intermediates_only=True)
-    assert_same(some, maps[1:3])
+    some = model.forward_intermediates(x, indices=[0, 1], stop_early=True, intermediates_only=True)
+    assert_same(some, maps[:2])
     with pytest.raises(OptionError, match="output_fmt='NLC'"):
         model.forward_intermediates(x, output_fmt="NLC")
 
@@ -188,13 +203,14 @@ def load_levels(features: nn.Module, model: nn.Module) -> None:
 def test_what_is_not_needed_is_pruned(name):
     model, x = build(name), images()
     whole = model.forward_intermediates(x, intermediates_only=True)
-    assert model.prune_intermediate_layers([0, 3]) == [0, 3]
-    assert len(model.stages) == 2 and model.num_features == model.feature_info[3]["num_chs"]
+    kept = len(whole) - 2
+    assert model.prune_intermediate_layers([0, kept]) == [0, kept]
+    assert len(model.stages) == 2 and model.num_features == model.feature_info[kept]["num_chs"]
     assert isinstance(model.get_classifier(), nn.Identity)
-    assert_same(model.forward_intermediates(x, [0, 3], intermediates_only=True), [whole[0], whole[3]])
-    assert model(x).equal(whole[3])
+    assert_same(model.forward_intermediates(x, [0, kept], intermediates_only=True), [whole[0], whole[kept]])
+    assert model(x).equal(whole[kept])
     model.prune_intermediate_layers([0])
-    assert len(model.stem) == 1 and not len(model.stages)
+    assert len(model.stem) + len(model.stages) == (2 if name.startswith("resnet") else 1)
     assert model(x).equal(whole[0])
 
 
@@ -238,10 +254,15 @@ def test_the_placements_they_have(name):
     model = on_meta(name)
     assert plan_se(model).places == {placement: PLACES[name].get(placement, 0) for placement in PLACEMENTS}
     sites = plan_se(model).sites
-    kinds = {"bn_inception": ["inception"] * 10, "shufflenet_g3": ["concat_residual", *["residual"] * 3]}
+    kinds = {
+        "bn_inception": ["inception"] * 10,
+        "resnet20_cifar": ["residual"] * 9,
+        "shufflenet_g3": ["concat_residual", *["residual"] * 3],
+    }
     assert [site.kind for site in sites][: len(kinds[name])] == kinds[name]
     assert [site.stage for site in sites] == {
         "bn_inception": [1] * 2 + [2] * 5 + [3] * 3,
+        "resnet20_cifar": [1] * 3 + [2] * 3 + [3] * 3,
         "shufflenet_g3": [1] * 4 + [2] * 8 + [3] * 4,
     }[name]
 
@@ -276,7 +297,14 @@ def test_se_gates_the_branch_of_a_shuffle_unit():
         assert stage.equal(expected)
 
 
-@pytest.mark.parametrize(("name", "placement"), CASES)
+@pytest.mark.parametrize(
+    ("name", "placement"),
+    [
+        # timm's own blocks, of which other tests try every placement.
+        pytest.param(*case, marks=pytest.mark.sweep) if case[0] == "resnet20_cifar" and case[1] != "standard" else case
+        for case in CASES
+    ],
+)
 def test_identity_start_and_strip(name, placement):
     model, x = build(name), images()
     base, keys = copied(model), list(model.state_dict())

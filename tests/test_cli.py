@@ -11,8 +11,6 @@ import pytest
 import timm
 import torch
 from patients import assert_same, images, run
-from se_surgery.paper.tables import Table
-from se_surgery.paper.text import document
 from typer.testing import CliRunner
 
 from se_surgery import __version__, add_se, cli, count_costs, find_se, plan_se
@@ -21,6 +19,8 @@ from se_surgery.cli import app
 from se_surgery.cli_options import read_numbers, read_ratios, read_size
 from se_surgery.cli_report import State, same_outputs
 from se_surgery.cost import Count
+from se_surgery.paper.tables import Table
+from se_surgery.paper.text import document
 from se_surgery.saved import load, read_recipe, save
 
 ROOT = str(Path(cli.__file__).parents[1])

@@ -107,7 +107,7 @@ class BNInception(Backbone):
             ConvNormAct(64, 192, 3),
             nn.MaxPool2d(3, 2, padding=1),
         ]
-        levels = [("stem.0", 64), ("stem.3", 192)]
+        levels = [("stem.0", 64, 2), ("stem.3", 192, 4)]
         stages, channels = [], 192
         for number, rows in enumerate(TABLE):
             modules = []
@@ -115,7 +115,7 @@ class BNInception(Backbone):
                 modules.append(Inception(channels, row))
                 channels = modules[-1].out_chs
             stages.append(nn.Sequential(*modules))
-            levels.append((f"stages.{number}", channels))
+            levels.append((f"stages.{number}", channels, 8 * 2**number))
         super().__init__(stem, stages, levels, num_classes, in_chans, global_pool, drop_rate)
 
 

@@ -23,8 +23,8 @@ class Backbone(nn.Module):
     Args:
         stem: What comes before the stages.
         stages: The stages.
-        levels: Path and channels of the module that ends each level, from a reduction of 2 on: first those in the stem,
-            then every stage.
+        levels: Path, channels and reduction of the module that ends each level: first those in the stem, then every
+            stage.
         num_classes: Number of classes; 0 for no classifier.
         in_chans: Channels of the images.
         global_pool: timm's name for the pooling of the last maps.
@@ -38,7 +38,7 @@ class Backbone(nn.Module):
         self,
         stem: Sequence[nn.Module],
         stages: Sequence[nn.Module],
-        levels: Sequence[tuple[str, int]],
+        levels: Sequence[tuple[str, int, int]],
         num_classes: int,
         in_chans: int,
         global_pool: str,
@@ -48,9 +48,8 @@ class Backbone(nn.Module):
         self.in_chans = in_chans
         self.stem = nn.Sequential(*stem)
         self.stages = nn.Sequential(*stages)
-        self.feature_info = [
-            {"module": path, "num_chs": channels, "reduction": 2**number}
-            for number, (path, channels) in enumerate(levels, 1)
+        self.feature_info: list[dict[str, Any]] = [
+            {"module": path, "num_chs": channels, "reduction": reduction} for path, channels, reduction in levels
         ]
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = levels[-1][1]
@@ -144,14 +143,15 @@ class Backbone(nn.Module):
 _Kind = TypeVar("_Kind", bound=Backbone)
 
 
-def create(kind: type[_Kind], name: str, pretrained: bool, **kwargs: Any) -> _Kind:
-    """Build a network as timm builds its own."""
-    model: _Kind = build_model_with_cfg(kind, name, pretrained, feature_cfg={"flatten_sequential": True}, **kwargs)
+def create(kind: type[_Kind], name: str, pretrained: bool, levels: int = 5, **kwargs: Any) -> _Kind:
+    """Build a network as timm builds its own; `levels` is the number of those that it has."""
+    features = {"out_indices": tuple(range(levels)), "flatten_sequential": True}
+    model: _Kind = build_model_with_cfg(kind, name, pretrained, feature_cfg=features, **kwargs)
     return model
 
 
-def config() -> dict[str, Any]:
-    """The configuration, as timm has it, of a network without weights, for images of 224 x 224."""
+def config(**fields: Any) -> dict[str, Any]:
+    """The configuration, as timm has it, of a network without weights; by default for ImageNet at 224 x 224."""
     return {
         "num_classes": 1000,
         "input_size": (3, 224, 224),
@@ -162,4 +162,5 @@ def config() -> dict[str, Any]:
         "std": IMAGENET_DEFAULT_STD,
         "first_conv": "stem.0.conv",
         "classifier": "head.fc",
+        **fields,
     }

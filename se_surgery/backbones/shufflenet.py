@@ -94,14 +94,14 @@ class ShuffleNet(Backbone):
                 f"groups={groups!r} is not in ShuffleNet's table. Take one of {', '.join(map(str, WIDTHS))}."
             )
         stem = [ConvNormAct(in_chans, STEM, 3, stride=2), nn.MaxPool2d(3, 2, padding=1)]
-        levels = [("stem.0", STEM), ("stem.1", STEM)]
+        levels = [("stem.0", STEM, 2), ("stem.1", STEM, 4)]
         stages, in_chs = [], STEM
         for number, depth in enumerate(UNITS):
             out_chs = WIDTHS[groups] * 2**number
             units = [ShuffleUnit(in_chs, out_chs, 2, groups, first_groups=groups if number else 1)]
             units += [ShuffleUnit(out_chs, out_chs, 1, groups, first_groups=groups) for _ in range(depth - 1)]
             stages.append(nn.Sequential(*units))
-            levels.append((f"stages.{number}", out_chs))
+            levels.append((f"stages.{number}", out_chs, 8 * 2**number))
             in_chs = out_chs
         super().__init__(stem, stages, levels, num_classes, in_chans, global_pool, drop_rate)
 

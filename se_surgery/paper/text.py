@@ -23,8 +23,9 @@ _TAIL = """\
 
 What trained gates do (figure 9): in early stages they are nearly the same for every class, in the paper's stages 4 and
 5 they are specific to classes, and in the second block of stage 5 they do not recalibrate at all; without the SEs of
-the last stage SE-ResNet-50 loses less than 0.1 % of top-5 accuracy. The paper's stage k (conv k_x) is stage k - 1 here:
-its SE_5_2 is `layer4.1.se`, and `strip_se(model, stages=-1)` takes the last stage's SEs out."""
+the last stage SE-ResNet-50 loses less than 0.1 % of top-5 accuracy. `excitations(model, loader)` measures the gates of
+a trained model. The paper's stage k (conv k_x) is stage k - 1 here: its SE_5_2 is `layer4.1.se`, and
+`strip_se(model, stages=-1)` takes the last stage's SEs out."""
 
 
 def document(tables: Iterable[Table]) -> str:
