@@ -77,11 +77,12 @@ def _is_returned(block: Block, node: fx.Node) -> bool:
 
 def _up_from(anatomy: Anatomy, event: Event) -> list[str]:
     """The called modules around a convolution, nearest first; the caller of a functional convolution is the nearest."""
-    module = anatomy.look.modules[event.path]
-    above = [path for path in parents(event.path) if path in anatomy.look.calls]
-    return (
-        above if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or not module._modules else [event.path, *above]
-    )
+    seen = anatomy.look
+    above = [path for path in parents(event.path) if path in seen.calls]
+    is_layer = isinstance(seen.modules[event.path], (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    # One that is no class of torch's may be a layer, too: it does nothing else with maps.
+    is_layer = is_layer or sum(own.spatial for own in seen.own(seen.calls[event.path][0])) == 1
+    return above if is_layer else [event.path, *above]
 
 
 def _activation_behind(anatomy: Anatomy, sequential: str, child: str) -> str | None:

@@ -16,6 +16,7 @@ from .look import Look
 
 OUTSIDE = "a convolution outside of all units: of a stem, a downsampling or a head"
 ON_TOKENS = "its layers are linear ones on tokens, and its convolutions only make those"
+ON_SEQUENCES = "its convolutions are on sequences (Conv1d), and an SE is for maps of two or three dimensions"
 
 
 def works_on_tokens(seen: Look) -> bool:
@@ -27,6 +28,12 @@ def works_on_tokens(seen: Look) -> bool:
     on_tokens = [event for event in seen.events if event.kind == "linear" and len(event.shape) > 2]
     convolutions = sum(event.kind == "conv" and event.spatial for event in seen.events)
     return any(len(event.shape) == 3 for event in on_tokens) or len(on_tokens) > 4 * convolutions
+
+
+def works_on_sequences(seen: Look) -> bool:
+    """Whether all convolutions of a network have one dimension."""
+    kernels = [len(event.kernel) for event in seen.events if event.kind == "conv"]
+    return bool(kernels) and max(kernels) == 1
 
 
 def in_heads(seen: Look, found: Sequence[Unit]) -> Iterator[tuple[Unit, Reject]]:

@@ -21,6 +21,8 @@ PROBE_SIZES = (224, 32, 28, 64, 96, 128, 160, 256, 299, 331, 384, 448, 512)
 CLIP_SIZES = ((16, 112, 112), (16, 224, 224), (32, 224, 224))
 PROBE_BATCH = 2
 _LARGEST = 2**28
+# Characters of a value that an error shows.
+_SHOWN = 60
 
 
 def probes(model: nn.Module, example_input: Any = None) -> Iterator[tuple[Any, ...]]:
@@ -53,7 +55,7 @@ def probes(model: nn.Module, example_input: Any = None) -> Iterator[tuple[Any, .
         yield example_input
     elif example_input is not None:
         raise ProbeError(
-            f"example_input is {example_input!r}, which is not an input. "
+            f"example_input is {shorten(example_input)}, which is not an input. "
             "Give the size (C, H, W), a tensor with its batch axis, or a tuple of the forward's arguments."
         )
     else:
@@ -71,8 +73,18 @@ def probes(model: nn.Module, example_input: Any = None) -> Iterator[tuple[Any, .
 
 def describe(args: tuple[Any, ...]) -> str:
     """An argument tuple in a few words."""
-    parts = [f"{tuple(a.shape)} {a.dtype}" if isinstance(a, Tensor) else repr(a)[:60] for a in args]
-    return ", ".join(parts)
+    return ", ".join(f"{tuple(a.shape)} {a.dtype}" if isinstance(a, Tensor) else shorten(a) for a in args)
+
+
+def shorten(value: Any) -> str:
+    """A value in one short line.
+
+    Example:
+        >>> shorten({"x": [1, 2]}), len(shorten("x" * 100))
+        ("{'x': [1, 2]}", 60)
+    """
+    line = " ".join(repr(value).split())
+    return line if len(line) <= _SHOWN else line[: _SHOWN - 4] + " ..."
 
 
 def refused(model: nn.Module, failures: list[tuple[str, Exception]], example_input: Any) -> ProbeError:

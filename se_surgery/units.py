@@ -32,7 +32,7 @@ from .joins import (
     joins_of,
     placeholders,
 )
-from .outside import ON_TOKENS, in_heads, outside, works_on_tokens
+from .outside import ON_SEQUENCES, ON_TOKENS, in_heads, outside, works_on_sequences, works_on_tokens
 from .records import original_class
 
 HOLDER = "joins branches that hold whole units; those get the SEs"
@@ -73,9 +73,10 @@ def recognise(anatomy: Anatomy) -> Units:
     units.found = _resolve_nesting(units)
     _same_class(anatomy, units)
     _separable(anatomy, units)
-    if not units.found and works_on_tokens(anatomy.look):
+    other = ON_TOKENS if works_on_tokens(anatomy.look) else ON_SEQUENCES if works_on_sequences(anatomy.look) else ""
+    if not units.found and other:
         units.closed = []
-        units.rejected.append(Reject("", ON_TOKENS))
+        units.rejected.append(Reject("", other))
     # A network whose blocks cannot be looked into is not a plain one.
     elif not units.found and not units.closed:
         _plain(anatomy, units)

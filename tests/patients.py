@@ -15,6 +15,7 @@ import torchvision
 import toys
 from packaging.version import Version
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 HALF, GRAY = ":half", ":gray"
 # What tests expect are the networks of timm 1.0.31, and the ways into a graph of torch 2.5. What is older, down to what
@@ -139,26 +140,28 @@ def is_native_se(module: nn.Module) -> bool:
 
 def digest(tensor: Tensor) -> str:
     """A hash of a tensor's values, bit for bit."""
-    if tensor.is_meta:
-        return f"meta {tuple(tensor.shape)}"
+    if is_lazy(tensor) or tensor.is_meta:
+        return "lazy" if is_lazy(tensor) else f"meta {tuple(tensor.shape)}"
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha1(flat.numpy().tobytes()).hexdigest()
 
 
-def snapshot(model: nn.Module) -> dict[str, Any]:
+def snapshot(model: Any, random: bool = False) -> dict[str, Any]:
     """Everything that makes a model what it is: classes, attributes, flags, hooks, values, gradients, its text.
 
-    Two snapshots are equal when nothing changed.
+    Two snapshots are equal when nothing changed; with `random`, when no random numbers were drawn either.
     """
 
     def plain(value: Any) -> Any:
         if isinstance(value, Tensor):
-            grad = digest(value.grad) if value.is_leaf and value.grad is not None else None
-            return ("tensor", value.dtype, value.device, value.requires_grad, id(value), digest(value), grad)
+            grad = (id(value.grad), digest(value.grad)) if value.is_leaf and value.grad is not None else None
+            return (type(value), value.dtype, value.device, value.requires_grad, id(value), digest(value), grad)
         return repr(value) if isinstance(value, (int, float, str, bool, type(None))) else id(value)
 
     state: dict[str, Any] = {"text": repr(model)}
-    for path, module in model.named_modules(remove_duplicate=False):
+    if random:
+        state["random"] = torch.get_rng_state().tolist()
+    for path, module in model.named_modules(remove_duplicate=False) if isinstance(model, nn.Module) else ():
         state[path] = (type(module), id(module))
         for name, value in module.__dict__.items():
             items = value.items() if isinstance(value, dict) else [("", value)]

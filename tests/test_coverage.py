@@ -181,6 +181,13 @@ def test_a_line_that_was_broken_off_is_made_again(tmp_path):
     assert [row["name"] for row in lines(path)] == ["test_byobnet", "test_resnet"]
 
 
+def test_rendering_no_rows_is_a_mistake_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(render, "write", lambda rows: pytest.fail("written"))
+    with pytest.raises(SystemExit) as caught:
+        command.main(["--render", "--rows", str(tmp_path / "none.jsonl")])
+    assert caught.value.code == 2 and "none.jsonl" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "options", [["--names", "no_such_*"], ["--kinds", "plan,dream"], ["--placements", "beside"], ["--jobs", "-1"]]
 )

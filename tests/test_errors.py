@@ -19,9 +19,8 @@ import timm
 import torch
 import torchvision
 import toys
-from patients import assert_same, build, images, run
+from patients import assert_same, build, differences, images, run, snapshot
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from se_surgery import (
     NothingToDoError,
@@ -52,28 +51,6 @@ def resnet(name: str = "resnet18") -> nn.Module:
     return build(name, channels=(8, 16, 32, 64))
 
 
-def state(model: Any) -> dict[str, Any]:
-    """Everything that makes a model what it is: classes, attributes, flags, hooks, bits of tensors, random numbers."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            bits = None if is_lazy(value) or value.is_meta else value.detach().numpy().tobytes()
-            return (id(value), type(value), value.device, value.dtype, value.requires_grad, id(value.grad), bits)
-        return repr(value) if isinstance(value, (int, float, str, bool, type(None))) else id(value)
-
-    found: dict[str, Any] = {"random": torch.get_rng_state().tolist()}
-    for path, module in model.named_modules(remove_duplicate=False) if isinstance(model, nn.Module) else ():
-        found[path] = (id(module), type(module))
-        for name, value in module.__dict__.items():
-            items = value.items() if isinstance(value, dict) else [("", value)]
-            found[f"{path}:{name}"] = [(key, plain(item)) for key, item in items]
-    return found
-
-
-def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    return [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
-
-
 REMEDY = re.compile(r"(Take|Give|Leave|Name|Operate|Load|Widen|Run|Put|Count|It has places for)\b")
 
 
@@ -81,7 +58,7 @@ def assert_refused(
     model: Any, act: Callable[[], Any], error: type[SurgeryError], *named: str, remedy: str = ""
 ) -> SurgeryError:
     """The call raises just this error, its text names what is wrong and what to do, and nothing has changed."""
-    before = state(model)
+    before = snapshot(model, random=True)
     with pytest.raises(SurgeryError) as caught:
         act()
     text = str(caught.value)
@@ -89,7 +66,7 @@ def assert_refused(
     assert all(part in text for part in named), text
     assert remedy in text and text.endswith("."), text
     assert remedy or REMEDY.search(text), f"says nothing of what to do: {text}"
-    assert changes(before, state(model)) == []
+    assert differences(before, snapshot(model, random=True)) == []
     return caught.value
 
 
@@ -255,7 +232,7 @@ def test_a_choice_that_leaves_no_site_is_an_error_of_add_and_an_empty_plan(case)
 
 def test_a_predicate_that_fails_leaves_the_model():
     model = resnet()
-    before = state(model)
+    before = snapshot(model, random=True)
     seen = []
 
     def fails(site: Any) -> bool:
@@ -264,7 +241,7 @@ def test_a_predicate_that_fails_leaves_the_model():
 
     with pytest.raises((KeyError, TypeError)):
         add_se(model, where=fails, example_input=SIZE)
-    assert changes(before, state(model)) == []
+    assert differences(before, snapshot(model, random=True)) == []
 
 
 # -------------------------------------------------------------------------------------------------------- probing input
@@ -292,6 +269,7 @@ def inputs() -> dict[str, tuple[Any, str]]:
         "number": (7, "7"),
         "bool": (True, "True"),
         "dict": ({}, "{}"),
+        "dict-of-tensors": ({"x": x}, "{'x': tensor([[[[0., 0., 0., ..., 0., 0., 0.], [0., 0.,  ..., which"),
         "empty-tuple": ((), "()"),
         "empty-list": ([], "[]"),
         "tuple-of-none": ((None,), "None"),
@@ -331,12 +309,12 @@ def test_a_model_that_takes_none_of_the_usual_inputs_asks_for_one():
 def test_an_input_on_which_maps_shrink_to_nothing_loses_no_unit(size):
     """Where the last maps have one position, the unit is a unit still; or the input is refused, and named."""
     model = resnet()
-    before = state(model)
+    before = snapshot(model, random=True)
     try:
         plan = plan_se(model, example_input=size)
     except ProbeError as error:
         assert str(size[1:])[1:-1] in str(error)
-        assert changes(before, state(model)) == []
+        assert differences(before, snapshot(model, random=True)) == []
         return
     assert [site.unit for site in plan.sites] == [site.unit for site in plan_se(model, example_input=SIZE).sites]
     assert plan.stages == 4
@@ -433,6 +411,20 @@ def operated_on(model: nn.Module) -> nn.Module:
     return add_se(model, example_input=SIZE)
 
 
+class Sequences(nn.Module):
+    """A residual network on sequences, which has no maps."""
+
+    SIZE = (3, 32)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv1, self.conv2 = nn.Conv1d(3, 8, 1), nn.Conv1d(8, 8, 3, padding=1), nn.Conv1d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return (x + self.conv2(torch.relu(self.conv1(x)))).mean(2)
+
+
 @dataclass(frozen=True)
 class Unfit:
     """A model that cannot be operated on."""
@@ -454,6 +446,7 @@ UNFIT: dict[str, Unfit] = {
         ("MlpMixer",),
         "nothing to operate on",
     ),
+    "sequences": Unfit(Sequences, PlacementError, ("Conv1d",), "Give a CNN"),
     "no-convolution": Unfit(toys.NoConvolution, PlacementError, ("NoConvolution",), "nothing to operate on"),
     "identity": Unfit(nn.Identity, PlacementError, ("Identity",), "nothing to operate on"),
     "empty": Unfit(nn.Sequential, PlacementError, ("Sequential",), "nothing to operate on"),
@@ -586,12 +579,12 @@ def test_a_plan_of_an_unfit_model_names_the_unit_and_the_reason(name):
     """And leaves it as found, like all that only looks."""
     case = UNFIT[name]
     model = case.make()
-    before = state(model)
+    before = snapshot(model, random=True)
     plan = plan_se(model, example_input=size_for(model))
     (skip,) = (skip for skip in plan.skipped if skip.blocking)
     assert repr(skip.unit) == case.named[0]
     assert case.named[1] in skip.reason
-    assert changes(before, state(model)) == []
+    assert differences(before, snapshot(model, random=True)) == []
 
 
 @pytest.mark.parametrize(
@@ -816,21 +809,17 @@ FAILURES = (
 )
 
 
-def without_random(found: dict[str, Any]) -> dict[str, Any]:
-    """SEs that were built before the failure have drawn their weights."""
-    return {name: value for name, value in found.items() if name != "random"}
-
-
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: "-".join(map(str, failure)))
 def test_a_failure_in_the_middle_of_a_graft_leaves_nothing(failure, monkeypatch):
+    """But for the random numbers that SEs which were built before it have drawn."""
     graft, name, turn = failure
     make, options = GRAFTS[graft]
     model, x = make(), images(SIZE)
-    before, outputs = without_random(state(model)), run(model, x)
+    before, outputs = snapshot(model), run(model, x)
     break_at(monkeypatch, name, turn, Broken("in the middle"))
     with pytest.raises(Broken):
         add_se(model, example_input=SIZE, **options)
-    assert changes(before, without_random(state(model))) == []
+    assert differences(before, snapshot(model)) == []
     assert_same(run(model, x), outputs)
     monkeypatch.undo()
     sites = [site.path for site in plan_se(model, example_input=SIZE, **options).sites]
@@ -842,11 +831,11 @@ def test_a_failure_in_the_middle_of_a_graft_leaves_nothing(failure, monkeypatch)
 @pytest.mark.parametrize("name", ["build", "subclass"])
 def test_an_interrupt_in_the_middle_of_a_graft_leaves_nothing(name, monkeypatch):
     model = resnet()
-    before = without_random(state(model))
+    before = snapshot(model)
     break_at(monkeypatch, name, 5, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         add_se(model, example_input=SIZE)
-    assert changes(before, without_random(state(model))) == []
+    assert differences(before, snapshot(model)) == []
 
 
 STRIPS = {
@@ -871,11 +860,11 @@ def test_a_failure_in_the_middle_of_a_strip_leaves_all_ses(failure, monkeypatch)
     strip, name, turn = failure
     make, options = STRIPS[strip]
     model, x = make(), images(SIZE)
-    before, outputs = state(model), run(model, x)
+    before, outputs = snapshot(model), run(model, x)
     break_at(monkeypatch, name, turn, Broken("in the middle"))
     with pytest.raises(Broken):
         strip_se(model, example_input=SIZE, **options)
-    assert [name for name in changes(before, state(model)) if name != "random"] == []
+    assert differences(before, snapshot(model)) == []
     assert_same(run(model, x), outputs)
     monkeypatch.undo()
     strip_se(model, example_input=SIZE, **options)
@@ -883,11 +872,11 @@ def test_a_failure_in_the_middle_of_a_strip_leaves_all_ses(failure, monkeypatch)
 
 def test_a_failure_on_a_copy_leaves_the_original(monkeypatch):
     model = resnet()
-    before = without_random(state(model))
+    before = snapshot(model)
     break_at(monkeypatch, "build", 5, Broken("in the middle"))
     with pytest.raises(Broken):
         add_se(model, example_input=SIZE, inplace=False)
-    assert changes(before, without_random(state(model))) == []
+    assert differences(before, snapshot(model)) == []
 
 
 class Uncopyable(toys.Trunk):
@@ -941,11 +930,11 @@ def test_users_hooks_do_not_run_while_looking_and_remain(case):
     make, look = case
     model, ran = make(), []
     expected = hooked(model, ran)
-    before = state(model)
+    before = snapshot(model, random=True)
     with contextlib.suppress(SurgeryError):
         look(model)
     assert ran == []
-    assert changes(before, state(model)) == []
+    assert differences(before, snapshot(model, random=True)) == []
     run(model, images(SIZE))
     assert Counter(ran) == expected
 
@@ -963,11 +952,11 @@ class Drawing(toys.Trunk):
 @pytest.mark.parametrize("look", [plan_se, find_se], ids=lambda look: look.__name__)
 def test_looking_leaves_the_random_numbers_that_a_forward_draws(look):
     model = Drawing()
-    before = state(model)
+    before = snapshot(model, random=True)
     assert look(model)
-    assert changes(before, state(model)) == []
+    assert differences(before, snapshot(model, random=True)) == []
     model(torch.zeros(2, 3, 32, 32))
-    assert changes(before, state(model))
+    assert differences(before, snapshot(model, random=True))
 
 
 @pytest.mark.parametrize("kind", ["register_module_forward_hook", "register_module_forward_pre_hook"])
@@ -1009,11 +998,11 @@ def test_verify_refuses_a_block_rewritten_wrongly_and_leaves_it(case):
     assert code.source.count("self.se(bn2)") == 1
     wrong = dataclasses.replace(code, source=code.source.replace("self.se(bn2)", written))
     block.__class__ = subclass(toys.Basic, wrong)
-    before = state(model)
+    before = snapshot(model, random=True)
     with pytest.raises(VerifyError) as caught:
         verify(model, thorough=False)
     assert f"BROKEN  {promise}" in str(caught.value)
-    assert changes(before, state(model)) == []
+    assert differences(before, snapshot(model, random=True)) == []
 
 
 def original_code(block: nn.Module) -> Any:
@@ -1025,10 +1014,10 @@ def test_verify_refuses_a_block_that_has_its_old_class_back(paths):
     model = add_se(build("toy/Digits"))
     for path in paths:
         model.get_submodule(path).__class__ = toys.Basic
-    before = state(model)
+    before = snapshot(model, random=True)
     with pytest.raises(VerifyError, match=f"{paths[0]}.se"):
         verify(model, thorough=False)
-    assert changes(before, state(model)) == []
+    assert differences(before, snapshot(model, random=True)) == []
 
 
 def test_verify_of_a_model_without_our_ses_says_so():

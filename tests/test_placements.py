@@ -410,6 +410,27 @@ def test_the_channel_axis_of_channels_first_blocks(example):
     assert [site.channels for site in plan.sites] == [64, 64, 128, 128, 256, 256, 512, 512]
 
 
+class BareWeights(nn.Module):
+    """A residual block without children: its convolutions and all else are functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight1, self.weight2 = (nn.Parameter(torch.randn(8, 8, k, k)) for k in (3, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.gelu(F.group_norm(F.conv2d(x, self.weight1, padding=1), 2))
+        return x + F.conv2d(y, self.weight2)
+
+
+def test_inner_of_a_block_without_children():
+    base = toys.Trunk(BareWeights(), BareWeights()).eval()
+    model, x = add_se(copied(base), "inner"), images((3, 32, 32))
+    assert half_open(model) == 2
+    for block in base.blocks:
+        block.weight2.data *= 0.5  # halves what comes in, as well
+    assert_same(run(model, x), run(base, x))
+
+
 class ConvNormAct(nn.Module):
     def __init__(self, inputs: int, act: nn.Module) -> None:
         super().__init__()

@@ -34,7 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.render:
-        render.write(read(options.rows).values())
+        rows = read(options.rows)
+        if not rows:
+            parser.error(f"--render: there are no rows in {options.rows}")
+        render.write(rows.values())
         return 0
     if options.jobs < 0 or options.timeout <= 0 or options.memory_limit <= 0:
         parser.error("--jobs takes 0 or more, --timeout and --memory-limit more than 0")
