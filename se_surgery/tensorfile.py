@@ -123,13 +123,19 @@ def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> byte
         data = to_safetensors(dict(tensors), dict(metadata))
     except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
         raise ArtefactError(f"These tensors cannot be saved ({error}). Convert the model first.") from error
-    length = int.from_bytes(data[:8], "little")
+    start = 8 + int.from_bytes(data[:8], "little")
+    # safetensors writes the metadata in an order that differs from time to time: equal models shall be equal files.
+    parsed = json.loads(data[8:start])
+    parsed.pop(METADATA, None)
+    header = json.dumps({METADATA: dict(metadata), **parsed}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    length = len(header)
     if length > HEADER_LIMIT:
         raise ArtefactError(
             f"The header would have {length:,} bytes and {HEADER_LIMIT:,} are read at most: the model has too many "
             f"tensors ({len(tensors):,}). Save its parts by themselves."
         )
-    return bytes(data)
+    return b"".join([length.to_bytes(8, "little"), header, memoryview(data)[start:]])
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

@@ -46,6 +46,11 @@ def test_there_and_back(tmp_path):
     assert safetensors.torch.load(path.read_bytes()).keys() == TENSORS.keys()
 
 
+def test_equal_models_are_equal_files():
+    metadata = {f"{n}": "text" for n in range(8)}
+    assert len({to_bytes(TENSORS, metadata) for _ in range(8)}) == 1
+
+
 def test_a_link_is_followed(tmp_path):
     written(tmp_path / "a", to_bytes(TENSORS, {}))
     (tmp_path / "link").symlink_to("a")
