@@ -7,8 +7,8 @@ load it wherever se-surgery is installed, and `from_pretrained` loads it from on
 
 from __future__ import annotations
 
-import io
 import os
+import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from .assemble import assemble
 from .card import card_text, is_ours, license_of, lineage_of, refuse_tags
 from .config import config_bytes, read_config
 from .errors import OptionError
+from .excited import Excitations
 from .hub import card_of, is_repo, push, snapshot
 from .pack import Pack, pack
 from .replace import check_directory, replace_files
@@ -64,7 +65,8 @@ def save_pretrained(
         base_model: Repository on the Hub of the weights the model was made from; by default that of the base's tag. An
             empty text for a model that was trained from random weights.
         tags: Further tags for the model card.
-        plot: A picture of the excitations for the model card: a PNG file, or a matplotlib figure.
+        plot: A picture of the excitations for the model card: what `excitations` returned, a PNG file, or a figure of
+            matplotlib.
         example_input: (C, H, W), a tensor or a tuple of arguments, to run the model with.
 
     Returns:
@@ -274,14 +276,20 @@ def _picture(plot: Any) -> bytes | None:
     """A picture as PNG."""
     if plot is None:
         return None
-    if hasattr(plot, "savefig"):
-        buffer = io.BytesIO()
-        plot.savefig(buffer, format="png", bbox_inches="tight")
-        return buffer.getvalue()
-    try:
-        data = Path(plot).read_bytes()
-    except (OSError, TypeError, ValueError) as error:
-        raise OptionError(f"plot={plot!r} cannot be read ({error}). Give a PNG file or a matplotlib figure.") from error
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / PLOT
+        if isinstance(plot, Excitations):
+            plot.plot(path)
+        elif hasattr(plot, "savefig"):
+            plot.savefig(path, bbox_inches="tight")
+        else:
+            path = plot
+        try:
+            data = Path(path).read_bytes()
+        except (OSError, TypeError, ValueError) as error:
+            raise OptionError(
+                f"plot={plot!r} cannot be read ({error}). Give a PNG file, Excitations, or a matplotlib figure."
+            ) from error
     if not data.startswith(_PNG):
-        raise OptionError(f"plot={str(plot)!r} is no PNG file. Give one, or a matplotlib figure.")
+        raise OptionError(f"plot={str(plot)!r} is no PNG file. Give one, Excitations, or a matplotlib figure.")
     return data

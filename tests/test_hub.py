@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ import huggingface_hub
 import pytest
 import timm
 import torch
-from hub_server import TOKEN, fresh_cache, hub  # noqa: F401 - a fixture
+from hub_server import TOKEN, fresh_cache, hub, point_to, serving  # noqa: F401 - `hub` is a fixture
 from huggingface_hub import constants
 from patients import assert_differs, assert_same, build, images, run
 from typer.testing import CliRunner
@@ -44,11 +45,20 @@ def two():
     return operated(), operated(stages=[1, 2])
 
 
+@pytest.fixture(scope="module")
+def pushes(two, tmp_path_factory):
+    """What two pushes leave on a Hub."""
+    with serving() as server, pytest.MonkeyPatch.context() as patch:
+        point_to(server, tmp_path_factory.mktemp("pushes"), patch)
+        push_to_hub(two[0], REPO, tag="v1")
+        push_to_hub(two[1], REPO)
+        return server
+
+
 @pytest.fixture
-def pushed(hub, two):  # noqa: F811
+def pushed(hub, pushes):  # noqa: F811
     """A Hub with the first model at v1, and the second at main."""
-    push_to_hub(two[0], REPO, tag="v1")
-    push_to_hub(two[1], REPO)
+    hub.repos, hub.objects, hub.log = copy.deepcopy(pushes.repos), dict(pushes.objects), list(pushes.log)
     return hub
 
 
