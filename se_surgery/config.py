@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -86,11 +85,13 @@ def check_config(config: Any, where: str) -> dict[str, Any]:
     if not isinstance(arguments, dict):
         raise _damaged(where, "model_args", arguments, "a mapping with a recipe")
     check_recipe(arguments.get("recipe"))
-    check_arguments({key: value for key, value in arguments.items() if key not in _OURS}, "model_args")
-    check_pretrained_cfg(config.get("pretrained_cfg"), where)
-    classes = config.get("num_classes")
+    described, classes = config.get("pretrained_cfg"), config.get("num_classes")
+    if not isinstance(described, Mapping):
+        raise _damaged(where, "pretrained_cfg", described, "a mapping")
     if not _is_whole(0, _CLASSES)(classes):
         raise _damaged(where, "num_classes", classes, f"a whole number from 0 to {_CLASSES}")
+    # As timm does: what stands above counts.
+    check_foreign({**described, "num_classes": classes}, arguments)
     own = config.get(OWN, {})
     if not isinstance(own, dict) or own.get("format", FORMAT) != FORMAT:
         found = own.get("format") if isinstance(own, dict) else own
@@ -105,10 +106,31 @@ def check_foreign(pretrained_cfg: Any, model_args: Any) -> None:
     """Check what a configuration that somebody else wrote gives to timm, and timm to us.
 
     Raises:
-        SurgeryError: There is an argument or a field that it may not give.
+        SurgeryError: There is an argument or a field that it may not give, or two that contradict each other.
     """
+    arguments = {key: value for key, value in (model_args or {}).items() if key not in _OURS}
     check_pretrained_cfg(pretrained_cfg, CONFIG)
-    check_arguments({key: value for key, value in (model_args or {}).items() if key not in _OURS}, "model_args")
+    check_arguments(arguments, "model_args")
+    recipe = (model_args or {}).get("recipe")
+    if isinstance(recipe, Mapping):
+        check_recipe(recipe)
+        arguments = {**recipe["base_args"], **arguments}
+    _check_agreement(pretrained_cfg, arguments)
+
+
+def _check_agreement(pretrained_cfg: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    """Refuse numbers of classes or channels that are not the same where they stand twice.
+
+    One of them would pass for what the user wants now, and the layer that depends on it would start anew.
+    """
+    sizes = pretrained_cfg.get("input_size") or (None,)
+    for name, described in (("num_classes", pretrained_cfg.get("num_classes")), ("in_chans", sizes[0])):
+        given = arguments.get(name)
+        if given is not None and described is not None and given != described:
+            raise ArtefactError(
+                f"{CONFIG} is damaged: {name} is {str(given)[:60]} among the arguments and {described} in "
+                f"pretrained_cfg. Save or fetch the model again."
+            )
 
 
 def check_pretrained_cfg(config: Any, where: str) -> None:
@@ -144,7 +166,8 @@ def _is_whole(low: int, high: int) -> Fits:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # A comparison takes whole numbers that no float can hold; NaN fails it.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_SIDE <= value <= _SIDE
 
 
 def _is_text(value: Any) -> bool:

@@ -115,7 +115,7 @@ def full_config(model: nn.Module, recipe: dict[str, Any], tensors: Mapping[str, 
     described = _described(model, recipe)
     config = {
         "architecture": ARCHITECTURE,
-        "num_classes": described.get("num_classes", 0),
+        "num_classes": described.get("num_classes", recipe["base_args"].get("num_classes", 0)),
         "num_features": getattr(model, "num_features", None),
         "model_args": {"base": recipe["base"], "recipe": recipe, "digest": {"sha256": digest_of(tensors, recipe)}},
         "pretrained_cfg": described,

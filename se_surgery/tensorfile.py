@@ -23,7 +23,7 @@ from .errors import ArtefactError
 # The largest header of timm's CNNs takes 0.3 MB; safetensors itself takes 100 MB and a million empty tensors.
 HEADER_LIMIT = 5_000_000
 METADATA = "__metadata__"
-_DTYPES = frozenset("F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL".split())
+_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 # What other formats begin with.
 _PICKLES = {b"PK\x03\x04": "a zip archive, as torch.save writes,", b"\x80": "a pickle", b"\x93NUMPY": "a NumPy file"}
 

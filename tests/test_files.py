@@ -74,6 +74,7 @@ BROKEN = {
     "twice": (as_file(b'{"a":%(e)s,"a":%(e)s}' % {b"e": json.dumps(ENTRY).encode()}, b"\0" * 4), "stands there twice"),
     "entry no mapping": (as_file({"a": 3}), "'a' has no dtype that is read"),
     "dtype": (as_file({"a": {**ENTRY, "dtype": "F8_E4M3"}}, b"\0" * 4), "'a' has no dtype that is read"),
+    "a dtype of another kind": (as_file({"a": {**ENTRY, "dtype": {}}}, b"\0" * 4), "no dtype that is read"),
     "no dtype": (as_file({"a": {}}), "'a' has no dtype that is read"),
     "metadata": (as_file({"__metadata__": {"a": 1}}), "its metadata are no texts"),
     "metadata no mapping": (as_file({"__metadata__": []}), "its metadata are no texts"),
