@@ -10,6 +10,7 @@ from .errors import (
     ArtefactError,
     CheckpointError,
     DataError,
+    HubError,
     NothingToDoError,
     OptionError,
     PatientError,
@@ -29,6 +30,7 @@ from .graft import add_se
 from .load import LoadReport, load_se
 from .plan import Plan, Site, Skipped
 from .planner import plan_se
+from .pretrained import from_pretrained, push_to_hub, save_pretrained
 from .promises import Report, verify
 from .recipe import apply_recipe, recipe_of
 from .se_models import register_se, unregister_se
@@ -43,6 +45,7 @@ __all__ = [
     "DataError",
     "Excitations",
     "Gates",
+    "HubError",
     "LoadReport",
     "NothingToDoError",
     "OptionError",
@@ -66,10 +69,13 @@ __all__ = [
     "excitations",
     "export_se",
     "find_se",
+    "from_pretrained",
     "load_se",
     "plan_se",
+    "push_to_hub",
     "recipe_of",
     "register_se",
+    "save_pretrained",
     "strip_se",
     "unregister_se",
     "verify",

@@ -81,6 +81,15 @@ def is_base(name: str) -> bool:
     return not set(name) & set("/\\:") and bool(timm.is_model(name)) and _has_tag(name) and not own
 
 
+def torchvision_names(module: str) -> list[str]:
+    """The names of torchvision's networks whose functions are in one of its modules, by the module's name."""
+    torchvision = _torchvision()
+    if torchvision is None:
+        return []
+    names = torchvision.list_models()
+    return [TORCHVISION + name for name in names if torchvision.get_model_builder(name).__module__ == module]
+
+
 def refuse_arguments(arguments: Mapping[str, Any]) -> None:
     """Refuse arguments that would read a file, or fetch something, besides the weights that are asked for.
 

@@ -1,7 +1,8 @@
-"""The command line: `se-surgery plan`, `add`, `strip`, `list`, `inspect`, `recipe`, `verify`, `cost` and `paper`.
+"""The command line: `se-surgery plan`, `add`, `strip`, `list`, `inspect`, `recipe`, `verify`, `cost`, `paper`, `push`, `pull`.
 
-In: a model by name or folder, and options. Out: tables (or JSON) on stdout, progress and errors on stderr, and a folder
-from `add` and `strip`. Exit codes: 0 done, 1 refused (the message says why), 2 a mistake in the command line itself.
+In: a model by name, folder or repository, and options. Out: tables (or JSON) on stdout, progress and errors on stderr,
+a folder from `add`, `strip` and `pull`, and a commit from `push`. Exit codes: 0 done, 1 refused (the message says why),
+2 a mistake in the command line itself.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typer.core import TyperGroup
 
 from . import __version__, cli_cost, cli_paper
 from . import cli_options as cli
-from .bases import OWN_MODULE, create_base, is_base
+from .bases import OWN_MODULE, TORCHVISION, create_base, is_base
 from .cli_report import (
     State,
     checks,
@@ -35,16 +36,19 @@ from .cli_report import (
     same_outputs,
     state_of,
 )
+from .config import read_config
 from .errors import OptionError, SurgeryError
 from .exam import Exam, find_se
 from .graft import add_se, graft
+from .hub import is_repo
 from .options import Options, check_options
 from .planner import plan_se
+from .pretrained import from_pretrained, locate, pull_from_hub, push_to_hub, save_pretrained
 from .promises import Report, trials
 from .promises import verify as verify_model
 from .recipe import recipe_of
 from .records import OPERATIONS, base_of
-from .saved import check_directory, load, read_recipe, save
+from .replace import check_directory
 from .show import count, plan_text, sites_text
 from .strip import strip_se
 
@@ -145,7 +149,7 @@ def add(
     # An SE that replaces another takes that one's effect away, and the paper's start is random.
     if not all(equal.values()) and options["init"] == "identity" and not any(site.replaces for site in planned.sites):
         raise SurgeryError(f"The outputs of {model!r} have changed. Nothing was written; please report this as a bug.")
-    _write(patient, output, overwrite)
+    _write(patient, output, overwrite, size)
     data = {**planned.to_dict(), **costs(before, after), "outputs_equal": equal, "checks": checks(report)}
     parts = [plan_text(planned), costs_text(before, after), f"Verified\n{report}", outputs_text(equal)]
     _say(as_json, {**data, "output": str(output)}, "\n\n".join([*parts, f"Written to {output}."]))
@@ -179,7 +183,7 @@ def strip(
     left = {site.path for site in find_se(patient.model, size)}
     removed = [site for site in exam.existing if site.path not in left]
     equal = same_outputs(before, after)
-    _write(patient, output, overwrite)
+    _write(patient, output, overwrite, size)
     data = {"removed": [asdict(site) for site in removed], **costs(before, after), "outputs_equal": equal}
     title = f"{len(removed)} of {count(len(exam.existing), 'SE')} taken out"
     parts = [f"{title}\n{sites_text(removed)}", costs_text(before, after), outputs_text(equal)]
@@ -197,9 +201,9 @@ def list_(model: cli.Model, size: cli.Size = None, as_json: cli.Json = False) ->
     _say(as_json, [asdict(site) for site in sites], sites_text(sites))
 
 
-@app.command(epilog=_examples("se-surgery inspect resnet50", "se-surgery inspect se_resnext50_32x4d"))
+@app.command(epilog=_examples("se-surgery inspect resnet50", "se-surgery inspect user/se_resnext50_32x4d"))
 def inspect(model: cli.Model, size: cli.Size = None, as_json: cli.Json = False) -> None:
-    """Show a model's units, stages, SEs and the placements it has; for a folder, what was done to it."""
+    """Show a model's units, stages, SEs and the placements it has; for a folder or repository, what was done to it."""
     patient = _patient(model, False, size)
     with _progress("Looking at the model"):
         exam = Exam(patient.model, size)
@@ -261,6 +265,63 @@ def verify(model: cli.Model, quick: cli.Quick = False, size: cli.Size = None, as
     report.refuse_broken()
 
 
+@app.command(
+    epilog=_examples(
+        "se-surgery push se_resnext50_32x4d user/se_resnext50_32x4d --tag v1",
+        "se-surgery push se_resnet50_pre user/se_resnet50_pre --private --license apache-2.0",
+    )
+)
+def push(
+    model: cli.Model,
+    repo: cli.Repo,
+    private: cli.Private = None,
+    branch: cli.Branch = None,
+    tag: cli.Tag = None,
+    license: cli.License = None,
+    base_model: cli.BaseModel = None,
+    card_tag: cli.CardTag = None,
+    plot: cli.Plot = None,
+    message: cli.Message = "Save the model with se-surgery",
+    size: cli.Size = None,
+    pretrained: cli.Pretrained = False,
+    as_json: cli.Json = False,
+) -> None:
+    """Push a model to the Hugging Face Hub, with a model card, in one commit."""
+    patient = _patient(model, pretrained, size)
+    with _progress(f"Pushing to {repo}"):
+        made = push_to_hub(
+            patient.model,
+            repo,
+            base=patient.base,
+            base_args=patient.base_args,
+            private=private,
+            revision=branch,
+            tag=tag,
+            message=message,
+            license=license,
+            base_model=base_model,
+            tags=card_tag or (),
+            plot=plot,
+            example_input=size,
+        )
+    name = f"{repo}@{tag or branch}" if tag or branch else repo
+    text = f"Pushed as {made}.\nLoad it with: import se_surgery; timm.create_model('hf-hub:{name}', pretrained=True)"
+    _say(as_json, {"commit": made, "model": f"hf-hub:{name}"}, text)
+
+
+@app.command(
+    epilog=_examples(
+        "se-surgery pull user/se_resnext50_32x4d -o se_resnext50_32x4d",
+        "se-surgery pull user/se_resnext50_32x4d@v1 -o first --overwrite",
+    )
+)
+def pull(repo: cli.Repo, output: cli.Output, overwrite: cli.Overwrite = False, as_json: cli.Json = False) -> None:
+    """Fetch a model from the Hugging Face Hub, check it, and write it to a folder."""
+    with _progress(f"Fetching {repo}"):
+        commit = pull_from_hub(repo, output, overwrite=overwrite)
+    _say(as_json, {"commit": commit, "output": str(output)}, f"{commit} written to {output}.")
+
+
 @dataclass(frozen=True)
 class _Patient:
     """A model, and what it was made from."""
@@ -271,17 +332,25 @@ class _Patient:
 
 
 def _patient(name: str, pretrained: bool, size: Any) -> _Patient:
-    """The model of that name, or in that folder, in evaluation mode. A known name is never taken for a folder."""
+    """The model of that name, or in that folder or repository, in evaluation mode.
+
+    A known name is never taken for a folder, and a folder never for a repository.
+    """
     with _progress(f"Building {name}"):
         if is_model_in_modules(name.partition(".")[0], [OWN_MODULE]):
             model = timm.create_model(name, pretrained=pretrained).eval()
             return _Patient(model, base_of(model) or name)
-        if is_base(name) or not Path(name).is_dir():
+        if is_base(name) or not (Path(name).is_dir() or _is_repo(name)):
             return _Patient(create_base(name, pretrained).eval(), name)
         if pretrained:
-            raise OptionError(f"{name!r} is a folder with weights of its own. Leave --pretrained out.")
-        recipe = read_recipe(name)
-        return _Patient(load(name, size).eval(), recipe["base"], recipe["base_args"])
+            raise OptionError(f"{name!r} has weights of its own. Leave --pretrained out.")
+        folder = locate(name)
+        recipe = read_config(folder)["model_args"]["recipe"]
+        return _Patient(from_pretrained(folder).eval(), recipe["base"], recipe["base_args"])
+
+
+def _is_repo(name: str) -> bool:
+    return is_repo(name) and not name.startswith(TORCHVISION)
 
 
 def _run(patient: _Patient, exam: Exam, what: str) -> State:
@@ -289,9 +358,10 @@ def _run(patient: _Patient, exam: Exam, what: str) -> State:
         return state_of(patient.model, exam)
 
 
-def _write(patient: _Patient, output: Path, overwrite: bool) -> None:
+def _write(patient: _Patient, output: Path, overwrite: bool, size: Any) -> None:
+    given = {"base": patient.base, "base_args": patient.base_args, "example_input": size}
     with _progress(f"Writing {output}"):
-        save(patient.model, output, patient.base, patient.base_args, overwrite=overwrite)
+        save_pretrained(patient.model, output, **given, overwrite=overwrite)
 
 
 @contextlib.contextmanager

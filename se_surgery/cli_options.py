@@ -75,7 +75,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A timm name (resnet50), torchvision/NAME, or a folder written by add or strip (./DIR if DIR is a name).",
+        help="A timm name (resnet50), torchvision/NAME, a folder written by add, strip or pull (./DIR if DIR is a "
+        "name), or a repository of the Hugging Face Hub (USER/MODEL, USER/MODEL@REVISION).",
         show_default=False,
     ),
 ]
@@ -157,6 +158,33 @@ RecipeFile = Annotated[
     typer.Option("--output", "-o", metavar="FILE", help="The file to write; without it, stdout.", show_default=False),
 ]
 Title = Annotated[str | None, typer.Option("--title", help="What the model is, in a line.", show_default=False)]
+Repo = Annotated[str, typer.Argument(metavar="REPO", help="A repository: USER/MODEL.", show_default=False)]
+Private = Annotated[
+    bool | None,
+    typer.Option("--private/--public", help="Who may read a new repository.", show_default="as the account has it"),
+]
+Branch = Annotated[str | None, typer.Option("--branch", help="The branch to push to.", show_default="main")]
+Tag = Annotated[str | None, typer.Option("--tag", help="A name for the commit, v1 for instance.", show_default=False)]
+License = Annotated[
+    str | None, typer.Option("--license", help="The model's licence.", show_default="that of the base's weights")
+]
+BaseModel = Annotated[
+    str | None,
+    typer.Option(
+        "--base-model",
+        metavar="REPO",
+        help="Repository of the weights it was made from; '' if they were random.",
+        show_default="that of the base's weights",
+    ),
+]
+CardTag = Annotated[
+    list[str] | None,
+    typer.Option("--card-tag", help="A tag for the model card. May be repeated.", show_default=False),
+]
+Plot = Annotated[
+    Path | None, typer.Option("--plot", metavar="PNG", help="A picture of its excitations.", show_default=False)
+]
+Message = Annotated[str, typer.Option("--message", "-m", help="The commit's message.")]
 Source = Annotated[str | None, typer.Option("--source", help="Where it comes from.", show_default=False)]
 
 # The options of `add_se`, as arguments of a command.

@@ -22,13 +22,15 @@ from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from . import tv
+from .artefact import OWN, refuse_mix
 from .bases import TORCHVISION, create_base
+from .config import check_foreign
 from .errors import ArtefactError, OptionError, SurgeryError
 from .graft import add_se
 from .options import Options
 from .recipe import recipe_of, replay
 from .records import BASE, implants
-from .sources import KEYS, Checkpoint, as_dict, fetch, names_a_source
+from .sources import FOREIGN, KEYS, READ, Checkpoint, as_dict, fetch, names_a_source
 from .stem import fit_stems
 from .strict import checked
 
@@ -38,6 +40,8 @@ Surgery = Callable[[nn.Module], Any]
 _PREFIX = "se_"
 # An argument of timm's own EfficientNets, which is none of ours.
 _NOT_OURS = frozenset({"se_layer"})
+# Arguments of `build` that are not for those who call a model's name.
+_RESERVED = frozenset({"name", "base", "surgery", "belongs"})
 # timm's classes that wrap a network as it is, and so can be given an operated one.
 _WRAPPERS = (FeatureDictNet, FeatureHookNet, FeatureGraphNet, FeatureGetterNet)
 # Arguments that a network takes behind `features_only` alone, and the modules of timm of which one more is.
@@ -64,6 +68,9 @@ def split_options(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     if unknown:
         listed = ", ".join(_PREFIX + name for name in known)
         raise OptionError(f"There is no option {unknown[0]!r}. Take one of {listed}.")
+    refused = sorted(_RESERVED & arguments.keys())
+    if refused:
+        raise OptionError(f"{refused[0]!r} is no argument of this model. Leave it out.")
     options = {name.removeprefix(_PREFIX): arguments[name] for name in arguments if name in ours}
     if isinstance(options.get("r"), Mapping):
         # JSON has no other keys than strings.
@@ -94,6 +101,7 @@ def build(
     pretrained_model_args: Any = None,
     cache_dir: Any = None,
     features_only: bool = False,
+    belongs: Callable[[Checkpoint], None] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build an operated model as timm builds one of its own.
@@ -109,6 +117,7 @@ def build(
         pretrained_model_args: What timm says of the saved model; its values are among `kwargs` already.
         cache_dir: Where downloads are kept.
         features_only: Whether to return maps of each level instead of class scores.
+        belongs: Refuses weights that were not saved with the recipe.
         kwargs: Arguments of the base: `num_classes`, `in_chans`, `output_stride`, `out_indices`, ...
 
     Raises:
@@ -116,10 +125,21 @@ def build(
             be done.
     """
     order = _Order(base, pretrained_cfg, dict(pretrained_cfg_overlay or {}), cache_dir, kwargs)
+    source = order.config.get("source")
+    if source in FOREIGN:
+        check_foreign(order.pretrained_cfg, pretrained_model_args)
     checkpoint = fetch(order.config, cache_dir) if pretrained and order.names_a_source else None
     if checkpoint is not None:
         order = order.without_source()
-        if not _holds_ses(checkpoint, order.without_features().sketch(surgery)):
+        if belongs is not None:
+            belongs(checkpoint)
+        elif OWN in checkpoint.metadata:
+            refuse_mix(*checkpoint[:2], {}, None, checkpoint.where)
+        sketch = order.without_features().sketch(surgery)
+        if source in (*FOREIGN, READ):
+            # Before anything of the sizes that a configuration asks for is made.
+            _checked(sketch, checkpoint, kwargs.get("in_chans"))
+        elif not _holds_ses(checkpoint, sketch):
             order, checkpoint = order.with_weights(checkpoint), None
     finish = _finishing(surgery, checkpoint, kwargs.get("in_chans"))
     make = _features if features_only else _whole
@@ -210,7 +230,7 @@ def _holds_ses(checkpoint: Checkpoint, sketch: nn.Module) -> bool:
         return True
     if not own:
         return not checkpoint.tensors.keys() - sketch.state_dict().keys()
-    if len(missing) < len(own) or "se_surgery" in checkpoint.metadata:
+    if len(missing) < len(own) or OWN in checkpoint.metadata:
         raise ArtefactError(
             f"{checkpoint.where} lacks {len(missing)} of the {len(own)} tensors of the SEs, {missing[0]!r} for one. "
             f"Give a checkpoint of this operated model, or one of its base, which has none of them."
@@ -233,17 +253,30 @@ def _load(model: nn.Module, checkpoint: Checkpoint, in_chans: int | None) -> Non
     """Load an operated model's weights by timm's rules for other classes and channels, and strictly all the same."""
     source = {"state_dict": checkpoint.tensors, "source": None}
     config = {**as_dict(getattr(model, "pretrained_cfg", None)), **dict.fromkeys(KEYS), **source}
-    classes = int(getattr(model, "num_classes", config["num_classes"]))
-    channels = in_chans or config["input_size"][0]
+    classes, channels = _wanted(model, config, in_chans)
+    saved = (config.get("input_size") or (None,))[0]
 
     def strict(state_dict: Any, target: nn.Module) -> Any:
-        where = checkpoint.where
-        tensors = checked(state_dict, target, config, num_classes=classes, in_chans=channels, where=where)
-        return fit_stems(tensors, config.get("first_conv"), config["input_size"][0], channels)
+        tensors = _checked(target, checkpoint._replace(tensors=state_dict), in_chans)
+        return fit_stems(tensors, config.get("first_conv"), saved or 0, channels or 0)
 
     # When timm comes to the stems they fit already.
-    fitted = {**config, "first_conv": None, "input_size": (channels, *config["input_size"][1:])}
-    load_pretrained(model, fitted, classes, channels, filter_fn=strict)
+    sizes = {"input_size": (channels, *config["input_size"][1:])} if saved else {}
+    fitted = {**config, "first_conv": None, **sizes}
+    load_pretrained(model, fitted, classes or 0, channels or 3, filter_fn=strict)
+
+
+def _checked(model: nn.Module, checkpoint: Checkpoint, in_chans: int | None) -> dict[str, Any]:
+    """The weights, if they are the model's."""
+    config = as_dict(getattr(model, "pretrained_cfg", None))
+    classes, channels = _wanted(model, config, in_chans)
+    return checked(checkpoint.tensors, model, config, num_classes=classes, in_chans=channels, where=checkpoint.where)
+
+
+def _wanted(model: nn.Module, config: Mapping[str, Any], in_chans: int | None) -> tuple[int | None, int | None]:
+    """Numbers of classes and of input channels that the model was made for, as far as they are known."""
+    classes = getattr(model, "num_classes", config.get("num_classes"))
+    return classes, in_chans or (config.get("input_size") or (None,))[0]
 
 
 def _whole(order: _Order, pretrained: bool, finish: Surgery, surgery: Surgery) -> nn.Module:

@@ -56,3 +56,7 @@ class ArtefactError(SurgeryError):
 
 class CheckpointError(SurgeryError):
     """The tensors of a checkpoint are not those of the model, or the other way round."""
+
+
+class HubError(SurgeryError):
+    """The Hugging Face Hub cannot be reached, or refuses."""

@@ -50,7 +50,7 @@ def paired(operated: nn.Module, exam: Exam, sites: Sequence[SESite]) -> Pair:
     """An operated model, which is the pair's from now on, with its base; both have the model's values."""
     base = twin(operated)
     remove(base, Exam(base, exam.seen.args), sites, restore=False)
-    return Pair(operated, base, tuple(site.path for site in sites), _noise(exam.seen.args))
+    return Pair(operated, base, tuple(site.path for site in sites), noise(exam.seen.args))
 
 
 def twin(model: nn.Module) -> nn.Module:
@@ -66,7 +66,7 @@ def twin(model: nn.Module) -> nn.Module:
         raise PatientError(f"{type(model).__name__} cannot be copied ({error}), which verifying it takes.") from error
 
 
-def _noise(args: tuple[Any, ...]) -> tuple[Any, ...]:
+def noise(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """What the model was looked at with, its empty images filled with noise."""
     generator = torch.Generator().manual_seed(SEED)
 

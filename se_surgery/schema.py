@@ -197,7 +197,34 @@ def _operation(value: Any, place: str) -> None:
     OPERATIONS[value["op"]](value, place)
 
 
+# Arguments of a base that a recipe may give: those that say what it computes. None of them reads a file, fetches
+# anything, or runs what it names.
+ARGUMENTS = frozenset(
+    """num_classes in_chans global_pool img_size output_stride drop_rate drop_path_rate drop_block_rate proj_drop_rate
+    act_layer norm_layer norm_eps aa_layer pad_type conv_bias zero_init_last fix_stem stem_type stem_size stem_width
+    stem_kernel_size stem_chs replace_stem_pool avg_down down_kernel_size block_reduce_first cardinality base_width
+    head_hidden_size head_init_scale head_norm_first head_bias head_norm conv_mlp use_grn use_mlp_head mlp_ratio mlp_act
+    mlp_bias ls_init_value layer_scale_init_value layerscale_value expand_ratio se_ratio num_features attn_mlp
+    aa_stem_only memory_efficient preact use_lab use_post_norm
+    width_mult dropout dropout_p stochastic_depth_prob aux_logits transform_input init_weights progress groups
+    width_per_group zero_init_residual replace_stride_with_dilation""".split()
+)
 _argument = _is(_is_plain, "plain data")
+_base_args = _mapping(_is(lambda v: v in ARGUMENTS, "an argument that a recipe may give a base"), _argument, 100)
+
+
+def check_arguments(arguments: Any, place: str = "base_args") -> None:
+    """Check that arguments of a base are those that a recipe may give.
+
+    Options of `add_se`, which begin with `se_`, are among those of this library's own names.
+
+    Raises:
+        SurgeryError: One is not; the message says which.
+    """
+    ours = {name for name in arguments if isinstance(name, str) and name.startswith("se_")} - ARGUMENTS
+    _base_args({name: value for name, value in arguments.items() if name not in ours}, place)
+
+
 # What a recipe in `registry/` says of itself; the figures are what it has to come to.
 _ABOUT = record(
     {},
@@ -213,7 +240,7 @@ _RECIPE = record(
         "format": _name,
         "version": _stage,
         "base": _or_none(_name),
-        "base_args": _mapping(_name, _argument, 100),
+        "base_args": _base_args,
         "operations": _listed(_operation, _OPERATIONS),
     },
     # `plan` is what a plan tells besides: only people read it.

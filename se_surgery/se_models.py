@@ -24,6 +24,7 @@ from . import (
     backbones,  # noqa: F401 - its names are bases, which have to be in timm's registry before those made of them
     tv,
 )
+from .artefact import refuse_mix, take_digest
 from .bases import OWN_MODULE, TORCHVISION, is_base
 from .catalog import named_bases, recipe_names, shipped_recipe
 from .entry import Surgery, adding, build, following, split_options
@@ -31,6 +32,7 @@ from .errors import OptionError, SurgeryError
 from .options import Options, check_options
 from .recipe import recipe_of
 from .schema import check_recipe
+from .sources import Checkpoint
 
 GENERIC = "se_surgery"
 Entry = Callable[..., nn.Module]
@@ -56,18 +58,28 @@ def _shipped(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     return _from_recipe(name, None, shipped_recipe(name), pretrained, kwargs)
 
 
-def _generic(name: str, pretrained: bool = False, base: Any = None, recipe: Any = None, **kwargs: Any) -> nn.Module:
-    """The function behind `se_surgery`: any base, by a recipe, by the name of a shipped one, or by options."""
+def _generic(
+    name: str, pretrained: bool = False, base: Any = None, recipe: Any = None, digest: Any = None, **kwargs: Any
+) -> nn.Module:
+    """The function behind `se_surgery`: any base, by a recipe, by the name of a shipped one, or by options.
+
+    `digest` is that of the weights a saved model was saved with. It is used up: the model that comes of it may learn.
+    """
+    expected = take_digest(digest)
     if recipe is not None:
         recipe = shipped_recipe(recipe) if isinstance(recipe, str) else recipe
-        return _from_recipe(name, base, recipe, pretrained, kwargs)
+        return _from_recipe(name, base, recipe, pretrained, kwargs, expected)
     if not isinstance(base, str):
         raise OptionError(f"base={base!r} is not the name of a model. Give base='resnet50' for instance, or a recipe.")
     return _named(base)(name, pretrained, **kwargs)
 
 
-def _from_recipe(name: str, base: Any, recipe: Any, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+def _from_recipe(
+    name: str, base: Any, recipe: Any, pretrained: bool, kwargs: dict[str, Any], digest: str | None = None
+) -> nn.Module:
     check_recipe(recipe)
+    if base is not None and not isinstance(base, str):
+        raise OptionError(f"base={base!r} is not the name of a model. Give base='resnet50' for instance, or a recipe.")
     options, rest = split_options(kwargs)
     if options:
         raise OptionError(
@@ -79,7 +91,12 @@ def _from_recipe(name: str, base: Any, recipe: Any, pretrained: bool, kwargs: di
     chosen = base or recipe["base"]
     if chosen is None:
         raise OptionError("The recipe names no base. Give base='resnet50' for instance.")
-    return build(name, chosen, following(recipe), pretrained=pretrained, **{**recipe["base_args"], **rest})
+
+    def belongs(checkpoint: Checkpoint) -> None:
+        refuse_mix(checkpoint.tensors, checkpoint.metadata, recipe, digest, checkpoint.where)
+
+    arguments = {**recipe["base_args"], **rest}
+    return build(name, chosen, following(recipe), pretrained=pretrained, belongs=belongs, **arguments)
 
 
 def register_se(name: str, base: str, **options: Any) -> None:

@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError, safe_open
 from timm.models import load_state_dict
 from torch import Tensor
 
-from .errors import ArtefactError, SurgeryError
+from .artefact import WEIGHTS, refuse_pickles
+from .errors import SurgeryError
+from .hub import download
+from .tensorfile import read_tensors
 
-WEIGHTS = "model.safetensors"
 KEYS = ("state_dict", "file", "hf_hub_id", "url")
+# A folder or a repository that a model is created from, its configuration included, as timm calls them.
+FOREIGN = ("local-dir", "hf-hub")
+# The same, read and checked by this library already: the tensors are a `Checkpoint`.
+READ = "se_surgery"
 
 
 class Checkpoint(NamedTuple):
@@ -59,9 +62,10 @@ def fetch(config: Mapping[str, Any], cache_dir: Any = None) -> Checkpoint:
         SurgeryError: They cannot be read.
     """
     if config.get("source") == "local-dir":
+        refuse_pickles(Path(config["file"]))
         return _safetensors(Path(config["file"]) / WEIGHTS)
     if config.get("source") == "hf-hub":
-        return _safetensors(_download(config["hf_hub_id"], WEIGHTS, cache_dir))
+        return _safetensors(download(config["hf_hub_id"], WEIGHTS, cache_dir))
     key = next((key for key in KEYS if config.get(key)), None)
     if key is None:
         raise SurgeryError("The configuration names no weights. Give a file, or leave pretrained out.")
@@ -69,7 +73,8 @@ def fetch(config: Mapping[str, Any], cache_dir: Any = None) -> Checkpoint:
 
 
 def _from_state_dict(config: Mapping[str, Any], cache_dir: Any) -> Checkpoint:
-    return Checkpoint(dict(config["state_dict"]), {}, "The state dict")
+    given = config["state_dict"]
+    return given if isinstance(given, Checkpoint) else Checkpoint(dict(given), {}, "The state dict")
 
 
 def _from_file(config: Mapping[str, Any], cache_dir: Any) -> Checkpoint:
@@ -77,7 +82,7 @@ def _from_file(config: Mapping[str, Any], cache_dir: Any) -> Checkpoint:
 
 
 def _from_hub(config: Mapping[str, Any], cache_dir: Any) -> Checkpoint:
-    return _any(_download(config["hf_hub_id"], config.get("hf_hub_filename") or WEIGHTS, cache_dir))
+    return _any(download(config["hf_hub_id"], config.get("hf_hub_filename") or WEIGHTS, cache_dir))
 
 
 def _from_url(config: Mapping[str, Any], cache_dir: Any) -> Checkpoint:
@@ -103,17 +108,4 @@ def _any(path: Path) -> Checkpoint:
 
 
 def _safetensors(path: Path) -> Checkpoint:
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
-            return Checkpoint(tensors, file.metadata() or {}, str(path))
-    except (OSError, SafetensorError) as error:
-        raise ArtefactError(f"{str(path)!r} cannot be read ({error}). Save the model again.") from error
-
-
-def _download(repo: str, filename: str, cache_dir: Any) -> Path:
-    name, _, revision = repo.partition("@")
-    try:
-        return Path(hf_hub_download(name, filename, revision=revision or None, cache_dir=cache_dir))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise SurgeryError(f"{filename!r} of {repo!r} cannot be had ({error}). See that it is there.") from error
+    return Checkpoint(*read_tensors(path), str(path))

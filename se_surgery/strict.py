@@ -57,18 +57,30 @@ def checked(
     """
     if not isinstance(state_dict, Mapping):
         raise ArtefactError(f"{where} is a {type(state_dict).__name__} and no mapping of names to tensors. Give one.")
+    found = problems(state_dict, model, pretrained_cfg, num_classes=num_classes, in_chans=in_chans)
+    if found:
+        keys = state_dict.keys() | model.state_dict().keys()
+        more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        raise ArtefactError(
+            f"{where} does not fit this {type(model).__name__}: of {len(keys)} keys {len(found)} are wrong "
+            f"({'; '.join(found[:_SHOWN])}{more}). The file is damaged or another model's: save the model again."
+        )
+    return dict(state_dict)
+
+
+def problems(
+    state_dict: Mapping[str, Any],
+    model: nn.Module,
+    pretrained_cfg: Mapping[str, Any] | None = None,
+    *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+) -> list[str]:
+    """What is wrong with weights for a model, key by key; the arguments are those of `checked`."""
     asked = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
     change = _change(model, pretrained_cfg or {}, num_classes, in_chans)
     keys = [*asked, *sorted(state_dict.keys() - asked.keys(), key=str)]
-    problems = [(key, problem) for key in keys if (problem := _problem(key, state_dict, asked, change))]
-    if problems:
-        shown = "; ".join(f"{key} {problem}" for key, problem in problems[:_SHOWN])
-        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise ArtefactError(
-            f"{where} does not fit this {type(model).__name__}: of {len(keys)} keys {len(problems)} are wrong "
-            f"({shown}{more}). The file is damaged or another model's: save the model again."
-        )
-    return dict(state_dict)
+    return [f"{key} {problem}" for key in keys if (problem := _problem(key, state_dict, asked, change))]
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ import torch
 from patients import assert_same, images, run
 from typer.testing import CliRunner
 
-from se_surgery import __version__, add_se, cli, count_costs, find_se, plan_se
+from se_surgery import __version__, add_se, cli, count_costs, find_se, from_pretrained, plan_se, save_pretrained
 from se_surgery.bases import create_base
 from se_surgery.cli import app
 from se_surgery.cli_options import read_numbers, read_ratios, read_size
 from se_surgery.cli_report import State, same_outputs
+from se_surgery.config import read_config
 from se_surgery.cost import Count
 from se_surgery.paper.tables import Table
 from se_surgery.paper.text import document
-from se_surgery.saved import load, read_recipe, save
 
 ROOT = str(Path(cli.__file__).parents[1])
 # A small network with native SEs, and one without.
@@ -62,7 +62,7 @@ def folder(tmp_path_factory):
     """A folder with an operated model; no test writes into it."""
     path = tmp_path_factory.mktemp("cli") / "se"
     torch.manual_seed(0)
-    save(add_se(timm.create_model(PLAIN), r=4, init="paper"), path, PLAIN)
+    save_pretrained(add_se(timm.create_model(PLAIN), r=4, init="paper"), path)
     return path
 
 
@@ -133,13 +133,14 @@ def test_add_prints_and_writes(tmp_path):
     assert stdout.endswith(f"Written to {out}.\n")
     for step in ("Building", "Looking", "Running", "Verifying", "Writing"):
         assert step in stderr
-    assert find_se(load(out)) == find_se(add_se(timm.create_model(PLAIN), r=4))
-    assert read_recipe(out)["base"] == PLAIN
+    assert find_se(from_pretrained(out)) == find_se(add_se(timm.create_model(PLAIN), r=4))
+    assert read_config(out)["model_args"]["base"] == PLAIN
 
 
 def test_add_as_json(tmp_path):
     data = as_json("add", PLAIN, "-o", tmp_path / "out", *SMALL)
     assert set(data) == {
+        "format", "version", "base", "base_args", "operations",
         "plan", "parameters", "with_statistics", "multiply_adds", "outputs_equal", "checks", "output"
     }  # fmt: skip
     added = data["plan"]["params_added"]
@@ -154,14 +155,14 @@ def test_add_as_json(tmp_path):
 def test_random_start_changes_outputs_and_is_written(tmp_path):
     data = as_json("add", PLAIN, "--init", "paper", "-o", tmp_path / "out", *SMALL)
     assert data["outputs_equal"]["normalisations_drawn_anew"] is False
-    assert len(find_se(load(tmp_path / "out"))) == 4
+    assert len(find_se(from_pretrained(tmp_path / "out"))) == 4
 
 
 def test_replacing_changes_outputs_and_is_written(tmp_path):
     data = as_json("add", WITH_SE, "--existing", "replace", "-o", tmp_path / "out", *SMALL)
     assert data["outputs_equal"]["normalisations_drawn_anew"] is False
     replaced = [path for site in data["operations"][0]["sites"] for path in site["replaces"]]
-    assert replaced and all(site.origin == "se_surgery" for site in find_se(load(tmp_path / "out")))
+    assert replaced and all(site.origin == "se_surgery" for site in find_se(from_pretrained(tmp_path / "out")))
 
 
 def test_changed_outputs_of_an_identity_start_are_an_error(tmp_path, monkeypatch):
@@ -175,7 +176,7 @@ def test_changed_outputs_of_an_identity_start_are_an_error(tmp_path, monkeypatch
 def test_add_to_other_libraries_and_blocks(base, tmp_path):
     data = as_json("add", base, "-o", tmp_path / "out", *SMALL)
     assert data["outputs_equal"] == EQUAL
-    back = load(tmp_path / "out")
+    back = from_pretrained(tmp_path / "out")
     assert len(find_se(back)) == len(data["operations"][0]["sites"]) > 0
     assert type(back) is type(create_base(base))
 
@@ -184,8 +185,8 @@ def test_second_operation_on_a_folder(folder, tmp_path):
     data = as_json("add", folder, "--placement", "post", "--existing", "stack", "-o", tmp_path / "out", *SMALL)
     assert data["outputs_equal"] == EQUAL
     assert len(data["plan"]["existing"]) == len(data["operations"][0]["sites"]) == 4
-    model = load(folder).eval()
-    assert_same(run(model, images()), run(load(tmp_path / "out").eval(), images()))
+    model = from_pretrained(folder).eval()
+    assert_same(run(model, images()), run(from_pretrained(tmp_path / "out").eval(), images()))
 
 
 def test_strip_from_a_folder(folder, tmp_path):
@@ -193,26 +194,26 @@ def test_strip_from_a_folder(folder, tmp_path):
     assert stdout.startswith("1 of 4 SEs taken out\n") and "layer4.0.se" in stdout
     # The branches of a fresh network of this kind are multiplied by zero: that an SE is gone shows in one row only.
     assert outputs(stdout) == ["as it is bit-equal", "normalisations drawn anew not equal"]
-    assert [site.stage for site in find_se(load(tmp_path / "out"))] == [1, 2, 3]
+    assert [site.stage for site in find_se(from_pretrained(tmp_path / "out"))] == [1, 2, 3]
 
 
 def test_strip_all_of_ours_gives_the_base_back(tmp_path):
     torch.manual_seed(0)
     base = timm.create_model(PLAIN).eval()
     outputs = run(base, images())
-    save(add_se(base, init="paper"), tmp_path / "se", PLAIN)
+    save_pretrained(add_se(base, init="paper"), tmp_path / "se")
     data = as_json("strip", tmp_path / "se", "--origin", "se_surgery", "-o", tmp_path / "out")
     assert len(data["removed"]) == 4
     assert data["parameters"]["after"] == sum(p.numel() for p in timm.create_model(PLAIN).parameters())
-    assert_same(run(load(tmp_path / "out").eval(), images()), outputs)
-    assert read_recipe(tmp_path / "out")["operations"] == []
+    assert_same(run(from_pretrained(tmp_path / "out").eval(), images()), outputs)
+    assert read_config(tmp_path / "out")["model_args"]["recipe"]["operations"] == []
 
 
 def test_strip_native_ones(tmp_path):
     sites = find_se(timm.create_model(WITH_SE))
     data = as_json("strip", WITH_SE, "--where", sites[0].path, "-o", tmp_path / "out", *SMALL)
     assert [site["path"] for site in data["removed"]] == [sites[0].path]
-    assert [site.path for site in find_se(load(tmp_path / "out"))] == [site.path for site in sites[1:]]
+    assert [site.path for site in find_se(from_pretrained(tmp_path / "out"))] == [site.path for site in sites[1:]]
 
 
 def test_list(folder):
@@ -343,7 +344,7 @@ REFUSED = [
     (["strip", PLAIN, "-o", "out"], "The model has no SE"),
     (["strip", "seresnet18", "--origin", "nobody", "-o", "out"], "origin='nobody' is not known"),
     (["verify", PLAIN], "holds no SE of this library"),
-    (["list", "."], "recipe.json' cannot be read"),
+    (["list", "."], "has no model.safetensors. Name a folder that save_pretrained wrote"),
 ]
 
 
@@ -371,13 +372,13 @@ def test_overwrite(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     call("add", PLAIN, "--stages", "1", "-o", tmp_path, "--overwrite", *SMALL)
     call("add", tmp_path, "--stages", "2", "-o", tmp_path, "--overwrite", *SMALL)
-    assert [site.stage for site in find_se(load(tmp_path))] == [1, 2]
+    assert [site.stage for site in find_se(from_pretrained(tmp_path))] == [1, 2]
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_pretrained_is_for_names(folder):
     _, stderr = call("plan", folder, "--pretrained", code=1)
-    assert "is a folder with weights of its own" in stderr
+    assert "has weights of its own" in stderr
 
 
 def test_pretrained_reaches_the_library(monkeypatch):
