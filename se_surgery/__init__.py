@@ -5,78 +5,102 @@
 >>> se_surgery.add_se(model, placement="standard", r=16)
 """
 
-from .cost import Costs, count_costs
-from .errors import (
-    ArtefactError,
-    CheckpointError,
-    DataError,
-    HubError,
-    NothingToDoError,
-    OptionError,
-    PatientError,
-    PlacementError,
-    ProbeError,
-    StageError,
-    SurgeryError,
-    TraceError,
-    VerifyError,
-)
-from .exam import find_se
-from .excite import SESpec, SqueezeExcite
-from .excited import Excitations, Gates, excitations
-from .export import export_se
-from .find import SESite
-from .graft import add_se
-from .load import LoadReport, load_se
-from .plan import Plan, Site, Skipped
-from .planner import plan_se
-from .pretrained import from_pretrained, push_to_hub, save_pretrained
-from .promises import Report, verify
-from .recipe import apply_recipe, recipe_of
-from .se_models import register_se, unregister_se
-from .strip import strip_se
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import se_models  # noqa: F401 - gives timm the names
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "ArtefactError",
-    "CheckpointError",
-    "Costs",
-    "DataError",
-    "Excitations",
-    "Gates",
-    "HubError",
-    "LoadReport",
-    "NothingToDoError",
-    "OptionError",
-    "PatientError",
-    "PlacementError",
-    "Plan",
-    "ProbeError",
-    "Report",
-    "SESite",
-    "SESpec",
-    "Site",
-    "Skipped",
-    "SqueezeExcite",
-    "StageError",
-    "SurgeryError",
-    "TraceError",
-    "VerifyError",
-    "add_se",
-    "apply_recipe",
-    "count_costs",
-    "excitations",
-    "export_se",
-    "find_se",
-    "from_pretrained",
-    "load_se",
-    "plan_se",
-    "push_to_hub",
-    "recipe_of",
-    "register_se",
-    "save_pretrained",
-    "strip_se",
-    "unregister_se",
-    "verify",
-]
+# Where each public name is at home. It is imported when it is first used: `import se_surgery` only registers names.
+_HOMES = {
+    "cost": ("Costs", "count_costs"),
+    "errors": (
+        "ArtefactError",
+        "CheckpointError",
+        "DataError",
+        "HubError",
+        "NothingToDoError",
+        "OptionError",
+        "PatientError",
+        "PlacementError",
+        "ProbeError",
+        "StageError",
+        "SurgeryError",
+        "TraceError",
+        "VerifyError",
+    ),
+    "exam": ("find_se",),
+    "excite": ("SESpec", "SqueezeExcite"),
+    "excited": ("Excitations", "Gates", "excitations"),
+    "export": ("export_se",),
+    "find": ("SESite",),
+    "graft": ("add_se",),
+    "load": ("LoadReport", "load_se"),
+    "plan": ("Plan", "Site", "Skipped"),
+    "planner": ("plan_se",),
+    "pretrained": ("from_pretrained", "push_to_hub", "save_pretrained"),
+    "promises": ("Report", "verify"),
+    "recipe": ("apply_recipe", "recipe_of"),
+    "se_models": ("register_se", "unregister_se"),
+    "strip": ("strip_se",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = list(_HOME_OF)
+
+if TYPE_CHECKING:
+    from .cost import Costs as Costs
+    from .cost import count_costs as count_costs
+    from .errors import ArtefactError as ArtefactError
+    from .errors import CheckpointError as CheckpointError
+    from .errors import DataError as DataError
+    from .errors import HubError as HubError
+    from .errors import NothingToDoError as NothingToDoError
+    from .errors import OptionError as OptionError
+    from .errors import PatientError as PatientError
+    from .errors import PlacementError as PlacementError
+    from .errors import ProbeError as ProbeError
+    from .errors import StageError as StageError
+    from .errors import SurgeryError as SurgeryError
+    from .errors import TraceError as TraceError
+    from .errors import VerifyError as VerifyError
+    from .exam import find_se as find_se
+    from .excite import SESpec as SESpec
+    from .excite import SqueezeExcite as SqueezeExcite
+    from .excited import Excitations as Excitations
+    from .excited import Gates as Gates
+    from .excited import excitations as excitations
+    from .export import export_se as export_se
+    from .find import SESite as SESite
+    from .graft import add_se as add_se
+    from .load import LoadReport as LoadReport
+    from .load import load_se as load_se
+    from .plan import Plan as Plan
+    from .plan import Site as Site
+    from .plan import Skipped as Skipped
+    from .planner import plan_se as plan_se
+    from .pretrained import from_pretrained as from_pretrained
+    from .pretrained import push_to_hub as push_to_hub
+    from .pretrained import save_pretrained as save_pretrained
+    from .promises import Report as Report
+    from .promises import verify as verify
+    from .recipe import apply_recipe as apply_recipe
+    from .recipe import recipe_of as recipe_of
+    from .se_models import register_se as register_se
+    from .se_models import unregister_se as unregister_se
+    from .strip import strip_se as strip_se
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

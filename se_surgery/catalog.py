@@ -57,7 +57,7 @@ def shipped_recipe(name: str) -> dict[str, Any]:
         >>> shipped_recipe("se_resnet50_pre")["base"]
         'resnet50'
     """
-    if name not in recipe_names():
+    if not name.isidentifier() or not (registry_dir() / f"{name}.json").is_file():
         raise OptionError(f"There is no recipe {name!r}. Take one of {', '.join(recipe_names())}.")
     try:
         recipe = json.loads((registry_dir() / f"{name}.json").read_text(encoding="utf-8"))

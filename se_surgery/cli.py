@@ -1,4 +1,4 @@
-"""The command line: `se-surgery plan`, `add`, `strip`, `list`, `inspect`, `recipe`, `verify`, `cost`, `paper`, `push`, `pull`.
+"""The command line: `se-surgery plan`, `add`, `strip`, `list`, `inspect`, `recipe`, `verify`, `cost`, `push`, ...
 
 In: a model by name, folder or repository, and options. Out: tables (or JSON) on stdout, progress and errors on stderr,
 a folder from `add`, `strip` and `pull`, and a commit from `push`. Exit codes: 0 done, 1 refused (the message says why),

@@ -13,7 +13,6 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 from timm.models import DefaultCfg, PretrainedCfg, is_model, register_model
@@ -24,79 +23,15 @@ from . import (
     backbones,  # noqa: F401 - its names are bases, which have to be in timm's registry before those made of them
     tv,
 )
-from .artefact import refuse_mix, take_digest
 from .bases import OWN_MODULE, TORCHVISION, is_base
 from .catalog import named_bases, recipe_names, shipped_recipe
-from .entry import Surgery, adding, build, following, split_options
 from .errors import OptionError, SurgeryError
-from .options import Options, check_options
-from .recipe import recipe_of
-from .schema import check_recipe
-from .sources import Checkpoint
 
 GENERIC = "se_surgery"
-Entry = Callable[..., nn.Module]
-
 __all__: list[str] = []
 # What timm's `register_model` reads the weights of a name from.
 default_cfgs: dict[str, DefaultCfg] = {}
 _users: set[str] = set()
-
-
-def _named(base: str) -> Entry:
-    """The function behind `se_<base>`: options of `add_se` are arguments with the prefix `se_`."""
-
-    def entry(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        options, rest = split_options(kwargs)
-        return build(name, base, adding(options), pretrained=pretrained, **rest)
-
-    return entry
-
-
-def _shipped(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """The function behind a recipe in `registry/`."""
-    return _from_recipe(name, None, shipped_recipe(name), pretrained, kwargs)
-
-
-def _generic(
-    name: str, pretrained: bool = False, base: Any = None, recipe: Any = None, digest: Any = None, **kwargs: Any
-) -> nn.Module:
-    """The function behind `se_surgery`: any base, by a recipe, by the name of a shipped one, or by options.
-
-    `digest` is that of the weights a saved model was saved with. It is used up: the model that comes of it may learn.
-    """
-    expected = take_digest(digest)
-    if recipe is not None:
-        recipe = shipped_recipe(recipe) if isinstance(recipe, str) else recipe
-        return _from_recipe(name, base, recipe, pretrained, kwargs, expected)
-    if not isinstance(base, str):
-        raise OptionError(f"base={base!r} is not the name of a model. Give base='resnet50' for instance, or a recipe.")
-    return _named(base)(name, pretrained, **kwargs)
-
-
-def _from_recipe(
-    name: str, base: Any, recipe: Any, pretrained: bool, kwargs: dict[str, Any], digest: str | None = None
-) -> nn.Module:
-    check_recipe(recipe)
-    if base is not None and not isinstance(base, str):
-        raise OptionError(f"base={base!r} is not the name of a model. Give base='resnet50' for instance, or a recipe.")
-    options, rest = split_options(kwargs)
-    if options:
-        raise OptionError(
-            f"{name!r} is made by a recipe, which says all that se_{sorted(options)[0]} could. Leave it out, or take "
-            f"se_{recipe['base']} for a model by options."
-        )
-    if base is not None and recipe["base"] is not None and base.partition(".")[0] != recipe["base"].partition(".")[0]:
-        raise OptionError(f"base={base!r} is not the recipe's, {recipe['base']!r}. Give one of the two.")
-    chosen = base or recipe["base"]
-    if chosen is None:
-        raise OptionError("The recipe names no base. Give base='resnet50' for instance.")
-
-    def belongs(checkpoint: Checkpoint) -> None:
-        refuse_mix(checkpoint.tensors, checkpoint.metadata, recipe, digest, checkpoint.where)
-
-    arguments = {**recipe["base_args"], **rest}
-    return build(name, chosen, following(recipe), pretrained=pretrained, belongs=belongs, **arguments)
 
 
 def register_se(name: str, base: str, **options: Any) -> None:
@@ -117,6 +52,8 @@ def register_se(name: str, base: str, **options: Any) -> None:
         >>> se_surgery.register_se("my_se_resnet50", "resnet50", placement="pre", r=8)
         >>> model = timm.create_model("my_se_resnet50", num_classes=10)
     """
+    from .options import Options, check_options
+
     if not isinstance(name, str) or not name.isidentifier():
         raise OptionError(f"{name!r} cannot be a model's name. Give a plain identifier, 'my_se_resnet50' for instance.")
     if is_model(name):
@@ -130,21 +67,7 @@ def register_se(name: str, base: str, **options: Any) -> None:
         raise OptionError(f"There is no option {unknown[0]!r}. Take one of {', '.join(Options().__dict__)}.")
     check_options(**{**Options().__dict__, **options})
     _users.add(name)
-    _register(name, base, _alias(base, adding(options)))
-
-
-def _alias(base: str, surgery: Surgery) -> Entry:
-    def entry(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        options, rest = split_options(kwargs)
-        if options:
-            raise OptionError(f"{name!r} was registered with its options. Leave se_{sorted(options)[0]} out.")
-        model = build(GENERIC, base, surgery, pretrained=pretrained, **rest)
-        if not rest.get("features_only"):
-            # What timm saves.
-            model._model_args |= {"base": base, "recipe": recipe_of(model)}  # type: ignore[operator]
-        return model
-
-    return entry
+    _register(name, base, "by_a_user", se=options)
 
 
 def unregister_se(name: str) -> None:
@@ -172,11 +95,21 @@ def unregister_se(name: str) -> None:
     delattr(sys.modules[__name__], name)
 
 
-def _register(name: str, base: str | None, entry: Entry) -> None:
-    """Give timm a function of that name, and the weights of its base."""
+def _register(name: str, base: str | None, maker: str, **given: Any) -> None:
+    """Give timm a function of that name, and the weights of its base.
+
+    Args:
+        name: The name.
+        base: The base's, or None where the call names it.
+        maker: The function of `named` that builds the model; it is imported when it is called.
+        given: Arguments for it.
+    """
 
     def function(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return entry(name, pretrained, **kwargs)
+        make = getattr(importlib.import_module(".named", __package__), maker)
+        known = {} if base is None else {"base": base}
+        model: nn.Module = make(name, pretrained=pretrained, **known, **given, **kwargs)
+        return model
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = f"{base or 'Any base'} with squeeze-and-excitation modules."
@@ -203,17 +136,16 @@ def _timm_weights(base: str) -> dict[str, PretrainedCfg]:
 
 def _register_all() -> None:
     names = named_bases()
-    table: dict[str, tuple[str | None, Entry]] = {GENERIC: (None, _generic)}
-    table.update({f"se_{base}": (base, _named(base)) for base in names["timm"] if is_model(base)})
+    table: dict[str, tuple[str | None, str]] = {GENERIC: (None, "generic")}
+    table.update({f"se_{base}": (base, "by_options") for base in names["timm"] if is_model(base)})
     if importlib.util.find_spec("torchvision") is not None:
         full = {base: TORCHVISION + base for base in names["torchvision"]}
-        table.update({f"se_tv_{base}": (path, _named(path)) for base, path in full.items()})
-    for name in recipe_names():
-        table[name] = (shipped_recipe(name)["base"], _shipped)
-    for name, (base, entry) in table.items():
+        table.update({f"se_tv_{base}": (path, "by_options") for base, path in full.items()})
+    table.update({name: (shipped_recipe(name)["base"], "shipped") for name in recipe_names()})
+    for name, (base, maker) in table.items():
         if is_model(name):
             raise SurgeryError(f"timm has a model {name!r} of its own by now. Take another version of one of the two.")
-        _register(name, base, entry)
+        _register(name, base, maker)
 
 
 _register_all()
