@@ -200,8 +200,6 @@ def folded(pair: Pair) -> Outcome:
         del base
     except Exception as error:
         return no_way(error)
-    if own > 10 * CLOSE:
-        return Outcome(None, f"the base's own outputs change with it (by {own:.1e} of their range)")
     try:
         model = reparameterize_model(copied(pair.operated).eval(), inplace=True)
         ran = counted(model)
@@ -210,6 +208,8 @@ def folded(pair: Pair) -> Outcome:
         return Outcome(None, f"refused: {error}")
     except Exception as error:
         return blocked(error)
+    if own > 10 * CLOSE:
+        return Outcome(None, f"the base's own outputs change with it (by {own:.1e} of their range)")
     off = deviation(outputs, outputs_of(twin(pair.operated).eval(), pair.inputs))
     if off > max(CLOSE, 3 * own):
         return Outcome(False, f"the outputs change by {off:.1e} of their range (the base's by {own:.1e})")

@@ -11,9 +11,10 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def seeded():
-    """The same random numbers in every run, whatever ran before."""
+def seeded(monkeypatch):
+    """The same random numbers in every run, whatever ran before, and the same width of a terminal."""
     torch.manual_seed(0)
+    monkeypatch.setenv("COLUMNS", "120")
 
 
 def pytest_collection_modifyitems(items):

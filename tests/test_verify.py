@@ -252,7 +252,8 @@ def test_gates_are_drawn_so_that_they_spread_in_both_modes(training):
     gates: list[Tensor] = []
     run(pair.operated, images(SIZE), training)
     assert len(gates) == 2
-    assert all(0.05 < gate.std() < 0.3 and (gate - 0.5).abs().mean() > 0.03 for gate in gates)
+    # Twenty times and more what verify takes for equal.
+    assert all(0.02 < gate.std() < 0.3 and (gate - 0.5).abs().mean() > 0.02 for gate in gates)
 
 
 def test_gates_of_few_hidden_units_are_not_drawn_shut():
