@@ -21,6 +21,7 @@ _HOMES = {
         "ArtefactError",
         "CheckpointError",
         "DataError",
+        "FoldError",
         "HubError",
         "NothingToDoError",
         "OptionError",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from .errors import ArtefactError as ArtefactError
     from .errors import CheckpointError as CheckpointError
     from .errors import DataError as DataError
+    from .errors import FoldError as FoldError
     from .errors import HubError as HubError
     from .errors import NothingToDoError as NothingToDoError
     from .errors import OptionError as OptionError

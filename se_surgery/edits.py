@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .anatomy import Anatomy
 from .codegen import FOLDING, RECOMPUTING, Code, Insertion, join, method_code, outer_code, subclass
@@ -29,10 +29,11 @@ from .trace import shallow_view
 
 
 class Journal:
-    """Remembers modules before they are changed, and puts them back when the block it guards fails."""
+    """Remembers modules and values before they are changed, and puts them back when the block it guards fails."""
 
     def __init__(self) -> None:
         self._before: dict[int, tuple[nn.Module, type, dict[str, Any], dict[str, Any]]] = {}
+        self._values: list[tuple[Tensor, Tensor]] = []
 
     def open(self, module: nn.Module) -> nn.Module:
         """Remember a module; to be called before each change."""
@@ -40,12 +41,19 @@ class Journal:
             self._before[id(module)] = (module, type(module), dict(module.__dict__), dict(module._modules))
         return module
 
+    def write(self, tensor: Tensor, value: Tensor) -> None:
+        """Give a tensor other values, rounded to its own dtype."""
+        self._values.append((tensor, tensor.detach().clone()))
+        tensor.data.copy_(value)
+
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if kind is None:
             return
+        for tensor, value in reversed(self._values):
+            tensor.data.copy_(value)
         for module, cls, state, children in self._before.values():
             module.__class__ = cls
             module.__dict__.clear()
