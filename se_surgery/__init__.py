@@ -47,6 +47,7 @@ _HOMES = {
     "recipe": ("apply_recipe", "recipe_of"),
     "se_models": ("register_se", "unregister_se"),
     "strip": ("strip_se",),
+    "worth": ("Tradeoff", "Worth", "tradeoff"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -94,6 +95,9 @@ if TYPE_CHECKING:
     from .se_models import register_se as register_se
     from .se_models import unregister_se as unregister_se
     from .strip import strip_se as strip_se
+    from .worth import Tradeoff as Tradeoff
+    from .worth import Worth as Worth
+    from .worth import tradeoff as tradeoff
 else:
 
     def __getattr__(name: str) -> Any:
