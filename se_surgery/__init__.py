@@ -44,6 +44,7 @@ _HOMES = {
     "planner": ("plan_se",),
     "pretrained": ("from_pretrained", "push_to_hub", "save_pretrained"),
     "promises": ("Report", "verify"),
+    "prune": ("prune_se", "record_pruning", "to_pruner_args"),
     "recipe": ("apply_recipe", "recipe_of"),
     "se_models": ("register_se", "unregister_se"),
     "strip": ("strip_se",),
@@ -90,6 +91,9 @@ if TYPE_CHECKING:
     from .pretrained import save_pretrained as save_pretrained
     from .promises import Report as Report
     from .promises import verify as verify
+    from .prune import prune_se as prune_se
+    from .prune import record_pruning as record_pruning
+    from .prune import to_pruner_args as to_pruner_args
     from .recipe import apply_recipe as apply_recipe
     from .recipe import recipe_of as recipe_of
     from .se_models import register_se as register_se

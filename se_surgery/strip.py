@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from .absorb import absorbed
 from .edits import Journal, append_operation, like, rewrite, set_replaced, take_out
-from .errors import FoldError, NothingToDoError, OptionError
+from .errors import FoldError, NothingToDoError, OptionError, PatientError
 from .exam import Exam
 from .excited import Excitations, excitations
-from .find import SESite
+from .find import SESite, record_of
 from .fold import Folding, factors_of, plan_foldings
 from .graft import copied
 from .options import check_stages, check_where, matches, resolve_stage
-from .records import OPERATIONS, REPLACED, Implant, implants
+from .records import OPERATIONS, REPLACED, Implant, implants, narrowed_beyond
 
 ORIGINS = ("se_surgery", "timm", "torchvision", "other")
 
@@ -72,14 +72,13 @@ def strip_se(
         >>> model = timm.create_model("seresnet50")
         >>> se_surgery.strip_se(model, stages=-1)
     """
-    if origin is not None and origin not in ORIGINS:
-        raise OptionError(f"origin={origin!r} is not known. Take one of {', '.join(ORIGINS)}, or None for every SE.")
+    check_origin(origin)
     listed, where = check_stages(stages), check_where(where)
     _check_fold(fold, loader)
     if not inplace:
         model = copied(model)
     exam = Exam(model, example_input)
-    chosen = _choose(exam, listed, where, origin)
+    chosen = choose(exam, listed, where, origin)
     if not chosen:
         raise NothingToDoError(_nothing(exam, origin))
     restore = origin == "se_surgery"
@@ -100,7 +99,14 @@ def _check_fold(fold: Any, loader: Any) -> None:
         raise OptionError(f"fold={fold!r} {told}. Give fold='mean' and a loader, or neither.")
 
 
-def _choose(exam: Exam, stages: tuple[int, ...] | None, where: Any, origin: str | None) -> list[SESite]:
+def check_origin(origin: Any) -> None:
+    """Refuse an origin that no SE can have."""
+    if origin is not None and origin not in ORIGINS:
+        raise OptionError(f"origin={origin!r} is not known. Take one of {', '.join(ORIGINS)}, or None for every SE.")
+
+
+def choose(exam: Exam, stages: tuple[int, ...] | None, where: Any, origin: str | None) -> list[SESite]:
+    """The SEs of a model that are in these stages, of this origin, and taken by `where`."""
     wanted = None if stages is None else {resolve_stage(stage, exam.stages.count) for stage in stages}
     return [
         site
@@ -138,6 +144,8 @@ def remove(
     """
     sites = list(sites)
     modules = exam.seen.modules
+    if restore:
+        _refuse_old_widths(model, exam, sites)
     with Journal() as journal:
         hosts = []
         for site in sites:
@@ -152,6 +160,16 @@ def remove(
             _scale(journal, modules, one, factor)
         _record(journal, model, sites, restore)
     return model
+
+
+def _refuse_old_widths(model: nn.Module, exam: Exam, sites: list[SESite]) -> None:
+    """Refuse to put back native SEs that were kept aside while the network around them was pruned."""
+    replaced = [path for site in sites if (record := record_of(site.path, exam.seen)) for path in record.replaced]
+    if replaced and narrowed_beyond(model.__dict__.get(OPERATIONS, [])):
+        raise PatientError(
+            f"{replaced[0]!r} was replaced before the network was pruned, and does not fit in its place any more. "
+            f"Strip without origin, so that it stays out."
+        )
 
 
 def _scale(journal: Journal, modules: dict[str, nn.Module], one: Folding, factor: Tensor) -> None:
@@ -189,7 +207,7 @@ def _settle(journal: Journal, modules: dict[str, nn.Module], record: Implant, ho
 def _record(journal: Journal, model: nn.Module, sites: list[SESite], restore: bool) -> None:
     """Write the operation down; a model that is its own base again needs no record."""
     operations = model.__dict__.get(OPERATIONS, [])
-    undoable = all(operation["op"] == "add" or operation["restore"] for operation in operations)
+    undoable = not narrowed_beyond(operations) and all(operation.get("restore", True) for operation in operations)
     if restore and undoable and not any(implants(module) for module in model.modules()):
         journal.open(model)
         model.__dict__.pop(OPERATIONS, None)

@@ -176,8 +176,10 @@ REPRESENTATIVES = [
 ]
 SIDES = {"inception": 96, "xception": 96, "googlenet": 96, "nasnet": 96, "fastvit": 128, "lowformer": 128, "focal": 128}
 PLACEMENTS = (None, "standard", "pre", "post", "identity", "inner", "inception")
-# Where nothing can take a standard SE: a nonlinear activation right in front of the addition, or a slice of it.
+# Where nothing can take a standard SE: a nonlinear activation or another SE right in front of the addition, or a value
+# that is used twice.
 NONE_STANDARD = {"cs3darknet_focus_s", "cspnext_tiny", "ghostnet_050", "hgnetv2_b0", "legacy_seresnet18"}
+NONE_STANDARD |= {"nasnetalarge", "pnasnet5large"}
 
 
 @pytest.mark.sweep
