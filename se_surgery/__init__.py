@@ -21,6 +21,7 @@ _HOMES = {
         "ArtefactError",
         "CheckpointError",
         "DataError",
+        "FoldError",
         "HubError",
         "NothingToDoError",
         "OptionError",
@@ -43,9 +44,11 @@ _HOMES = {
     "planner": ("plan_se",),
     "pretrained": ("from_pretrained", "push_to_hub", "save_pretrained"),
     "promises": ("Report", "verify"),
+    "prune": ("prune_se", "record_pruning", "to_pruner_args"),
     "recipe": ("apply_recipe", "recipe_of"),
     "se_models": ("register_se", "unregister_se"),
     "strip": ("strip_se",),
+    "worth": ("Tradeoff", "Worth", "tradeoff"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
     from .errors import ArtefactError as ArtefactError
     from .errors import CheckpointError as CheckpointError
     from .errors import DataError as DataError
+    from .errors import FoldError as FoldError
     from .errors import HubError as HubError
     from .errors import NothingToDoError as NothingToDoError
     from .errors import OptionError as OptionError
@@ -87,11 +91,17 @@ if TYPE_CHECKING:
     from .pretrained import save_pretrained as save_pretrained
     from .promises import Report as Report
     from .promises import verify as verify
+    from .prune import prune_se as prune_se
+    from .prune import record_pruning as record_pruning
+    from .prune import to_pruner_args as to_pruner_args
     from .recipe import apply_recipe as apply_recipe
     from .recipe import recipe_of as recipe_of
     from .se_models import register_se as register_se
     from .se_models import unregister_se as unregister_se
     from .strip import strip_se as strip_se
+    from .worth import Tradeoff as Tradeoff
+    from .worth import Worth as Worth
+    from .worth import tradeoff as tradeoff
 else:
 
     def __getattr__(name: str) -> Any:

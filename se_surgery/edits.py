@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .anatomy import Anatomy
 from .codegen import FOLDING, RECOMPUTING, Code, Insertion, join, method_code, outer_code, subclass
@@ -27,18 +27,28 @@ from .records import (
 )
 from .trace import shallow_view
 
+# Where a module keeps its children and tensors: containers that are changed in place.
+_GROUPS = ("_modules", "_parameters", "_buffers")
+
 
 class Journal:
-    """Remembers modules before they are changed, and puts them back when the block it guards fails."""
+    """Remembers modules and values before they are changed, and puts them back when the block it guards fails."""
 
     def __init__(self) -> None:
-        self._before: dict[int, tuple[nn.Module, type, dict[str, Any], dict[str, Any]]] = {}
+        self._before: dict[int, tuple[nn.Module, type, dict[str, Any], list[dict[str, Any]]]] = {}
+        self._values: list[tuple[Tensor, Tensor]] = []
 
     def open(self, module: nn.Module) -> nn.Module:
         """Remember a module; to be called before each change."""
         if id(module) not in self._before:
-            self._before[id(module)] = (module, type(module), dict(module.__dict__), dict(module._modules))
+            groups = [dict(module.__dict__[name]) for name in _GROUPS]
+            self._before[id(module)] = (module, type(module), dict(module.__dict__), groups)
         return module
+
+    def write(self, tensor: Tensor, value: Tensor) -> None:
+        """Give a tensor other values, rounded to its own dtype."""
+        self._values.append((tensor, tensor.detach().clone()))
+        tensor.data.copy_(value)
 
     def __enter__(self) -> Journal:
         return self
@@ -46,12 +56,15 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if kind is None:
             return
-        for module, cls, state, children in self._before.values():
+        for tensor, value in reversed(self._values):
+            tensor.data.copy_(value)
+        for module, cls, state, groups in self._before.values():
             module.__class__ = cls
             module.__dict__.clear()
             module.__dict__.update(state)
-            module._modules.clear()
-            module._modules.update(children)
+            for name, held in zip(_GROUPS, groups, strict=True):
+                module.__dict__[name].clear()
+                module.__dict__[name].update(held)
 
 
 def take_out(journal: Journal, modules: dict[str, nn.Module], path: str, keep: bool = True) -> Implant | None:

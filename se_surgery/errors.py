@@ -46,6 +46,10 @@ class DataError(SurgeryError):
     """A loader gives something that cannot be used: no batches, values that are not finite, labels out of range."""
 
 
+class FoldError(SurgeryError):
+    """No layer can take the mean gate of an SE."""
+
+
 class VerifyError(SurgeryError):
     """A promise about an operated model does not hold."""
 

@@ -204,6 +204,17 @@ def excitations(
 
     Source: Hu et al., Squeeze-and-Excitation Networks, arXiv 1709.01507, section 7.2.
     """
+    found = measured(model, loader, classes, example_input=example_input)
+    if not found.sites:
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in found.skipped)
+        raise NothingToDoError(f"No SE of the model has gates ({reasons}). Look at them with find_se.")
+    return found
+
+
+def measured(
+    model: nn.Module, loader: Any, classes: int | Sequence[str] | None = None, *, example_input: Any = None
+) -> Excitations:
+    """As `excitations`, but where SEs have no gates of this kind they are only skipped, be it all of them."""
     number, names = check_classes(classes)
     model = runnable(model)
 
@@ -263,8 +274,5 @@ def _put_together(exam: Exam, tallies: dict[str, Tally], unfaithful: set[str], n
         share = tally.saturated / tally.count if tally.saturated is not None else None
         variance = tally.deviations / tally.count
         sites.append(Gates(site, tally.count, tally.mean, variance, share, means, tally.class_counts))
-    if not sites:
-        reasons = "; ".join(f"{path}: {reason}" for path, reason in no_gates.items())
-        raise NothingToDoError(f"No SE of the model has gates ({reasons}). Look at them with find_se.")
     shown = tuple(names[i] if names else str(i) for i in labels.tolist())
     return Excitations(tuple(sites), tuple(labels.tolist()), shown, tuple(no_gates.items()))

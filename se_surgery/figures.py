@@ -14,6 +14,7 @@ from .errors import OptionError, SurgeryError
 
 if TYPE_CHECKING:
     from .excited import Excitations
+    from .worth import Tradeoff
 
 _COLUMNS = 4
 # More names than these do not fit beside a figure.
@@ -76,3 +77,23 @@ def _rows(found: Excitations, classes: Collection[int | str] | None) -> list[int
         seen = ", ".join(found.names[:20]) or "none"
         raise OptionError(f"There are no gates of a class {unknown!r}. Take some of those that were seen: {seen}.")
     return [known[name] for name in classes]
+
+
+def draw_tradeoff(found: Tradeoff, path: Path) -> Path:
+    """Draw what is lost against the parameters that are kept: each SE alone, and the best sets, whose losses add up."""
+    figure = _figure(6.4, 4.2)
+    panel = figure.subplots()
+    whole = found.parameters
+    sets = [(whole - one.freed, one.loss) for one in found.front]
+    panel.plot(*zip(*sets, strict=True), drawstyle="steps-pre", color="black", label="best sets, losses added up")
+    for way, marker in (("strip", "o"), ("fold", "s")):
+        alone = [worth for worth in found.worths if worth.way == way]
+        kept = [whole - worth.site.params for worth in alone]
+        panel.scatter(kept, [worth.loss for worth in alone], marker=marker, s=18, label=f"one SE, {way}")
+    if found.result is not None:
+        kept_now = sum(worth.site.params for worth in found.worths if worth.site.path not in found.taken)
+        panel.scatter([kept_now], [found.score - found.result], marker="*", s=120, color="red", label="taken, measured")
+    panel.set_xlabel("parameters of the SEs that stay")
+    panel.set_ylabel("loss of score")
+    panel.legend(fontsize=7)
+    return _written(figure, path)

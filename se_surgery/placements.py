@@ -101,7 +101,7 @@ def _before_branch(anatomy: Anatomy, unit: Unit) -> Edge:
     block = _own_block(anatomy, unit)
     inside = unit.branch if unit.kind != "dense" else _whole(block)
     fork, consumers = _fork(block, inside)
-    while any(_changes_in_place(block, consumer) for consumer in consumers):
+    while any(changes_in_place(block, consumer) for consumer in consumers):
         if len(consumers) > 1:
             raise NoPlace("an activation changes the branch's input in place while others read it")
         fork, consumers = consumers[0], list(consumers[0].users)
@@ -128,7 +128,8 @@ def _fork(block: Block, inside: int) -> tuple[fx.Node, list[fx.Node]]:
     raise NoPlace(f"{len(entries)} different values feed the branch, not one")
 
 
-def _changes_in_place(block: Block, node: fx.Node) -> bool:
+def changes_in_place(block: Block, node: fx.Node) -> bool:
+    """Whether a node changes the map that it is given."""
     if node.op == "call_module":
         module = block.view.get_submodule(str(node.target))
         return bool(getattr(module, "inplace", False)) and block.kinds(node) == {"act"}

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from .edits import Journal
+from .edits import Journal, append_operation
 from .errors import SurgeryError
 from .exam import Exam
 from .graft import graft
@@ -22,6 +22,7 @@ from .planner import make_plan
 from .records import OPERATIONS, base_of
 from .schema import FORMAT, VERSION, check_recipe
 from .strip import remove, stripped_to_dict
+from .widths import Notes, narrow
 
 
 def recipe_of(model: nn.Module, base: str | None = None, base_args: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -122,7 +123,25 @@ def _strip(model: nn.Module, operation: Mapping[str, Any], number: int, example_
     remove(model, exam, sites, restore=operation["restore"])
 
 
-_OPERATIONS: dict[str, Callable[[nn.Module, Mapping[str, Any], int, Any, bool], None]] = {"add": _add, "strip": _strip}
+def _prune(model: nn.Module, operation: Mapping[str, Any], number: int, example_input: Any, partial: bool) -> None:
+    modules, notes = dict(model.named_modules()), Notes(model, example_input)
+    for site in operation["sites"]:
+        if site["path"] in modules:
+            narrow(modules[site["path"]], site)
+        elif not partial:
+            raise SurgeryError(
+                f"Operation {number} of the recipe narrows {site['path']!r}, and here is no such module. Take the "
+                f"recipe's own base, with the versions of timm and se-surgery that it was made with."
+            )
+    notes.refresh()
+    append_operation(Journal(), model, dict(operation))
+
+
+_OPERATIONS: dict[str, Callable[[nn.Module, Mapping[str, Any], int, Any, bool], None]] = {
+    "add": _add,
+    "strip": _strip,
+    "prune": _prune,
+}
 
 
 def _compare(asked: list[Any], found: list[dict[str, Any]], number: int) -> None:

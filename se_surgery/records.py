@@ -134,3 +134,12 @@ def original_state(block: nn.Module) -> dict[str, Any]:
         elif implant.before is None:
             state[implant.name] = None
     return state
+
+
+def narrowed_beyond(operations: list[dict[str, Any]]) -> bool:
+    """Whether a network was pruned in other places than inside of SEs that this library had put in."""
+    added = tuple(
+        f"{site['path']}." for operation in operations if operation["op"] == "add" for site in operation["sites"]
+    )
+    pruned = [site["path"] for operation in operations if operation["op"] == "prune" for site in operation["sites"]]
+    return any(not path.startswith(added) for path in pruned)

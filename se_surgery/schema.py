@@ -184,10 +184,20 @@ _STRIPPED = record(
         "origin": _name,
     }
 )
+_sizes = _listed(_whole(0, _WIDTH), 8)
+
+
+def _size(value: Any, place: str) -> None:
+    (_sizes if isinstance(value, (list, tuple)) else _width)(value, place)
+
+
+# A module that was narrowed: the shapes of its tensors and the numbers that it keeps, those that are others now.
+_PRUNED = record({"path": _unit, "shapes": _mapping(_name, _sizes, 100), "attributes": _mapping(_name, _size, 100)})
 # One row an operation: what it says besides its name, `op`.
 OPERATIONS: dict[str, Check] = {
     "add": record({"op": _name, "options": OPTIONS, "sites": _listed(_ADDED, _SITES, 1)}),
     "strip": record({"op": _name, "restore": _flag, "sites": _listed(_STRIPPED, _SITES, 1)}),
+    "prune": record({"op": _name, "sites": _listed(_PRUNED, _SITES, 1)}),
 }
 
 

@@ -26,6 +26,11 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """The number of this process among them, from 0."""
+    return dist.get_rank() if processes() > 1 else 0
+
+
 def attempt(work: Callable[[], _T]) -> _T:
     """Do this process's part; what fails on one fails on all, so that none waits forever for another.
 
@@ -42,9 +47,9 @@ def attempt(work: Callable[[], _T]) -> _T:
     told = gathered(None if failure is None else f"{type(failure).__name__}: {failure}")
     if failure is not None:
         raise failure
-    for rank, text in enumerate(told):
+    for number, text in enumerate(told):
         if text is not None:
-            raise SurgeryError(f"Process {rank} failed ({text}), and what it saw is missing. See to its part first.")
+            raise SurgeryError(f"Process {number} failed ({text}), and what it saw is missing. See to its part first.")
     return result
 
 
@@ -83,5 +88,5 @@ def first_times(loader: Any, seen: int, size: int) -> int:
     # accelerate's loaders know which batch is the last, and how many images of it, over all processes, are new.
     remainder = getattr(loader, "remainder", -1)
     if processes() > 1 and getattr(loader, "end_of_dataloader", False) and remainder > 0:
-        return min(size, max(0, remainder - dist.get_rank() * size))
+        return min(size, max(0, remainder - rank() * size))
     return size

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .exam import Exam
     from .excited import Excitations
     from .plan import Plan, Site
+    from .worth import Tradeoff, Worth
 
 # Columns apart by spaces, a rule under the header; ASCII, because a pipe may not take anything else.
 _BOX = "    \n    \n -- \n    \n    \n    \n    \n    \n"
@@ -82,6 +83,29 @@ def gates_text(found: Excitations) -> str:
         reasons.setdefault(reason, []).append(path)
     parts = [_section(title, table(headers, rows)), _section("No gates", _reasons(reasons)) if reasons else ""]
     return "\n\n".join(part for part in parts if part)
+
+
+def tradeoff_text(found: Tradeoff) -> str:
+    """SEs by what the score loses for each parameter that they free, and what was taken out."""
+    rows = []
+    for worth in found.ranked:
+        site = worth.site
+        folded = "-" if worth.folded is None else f"{worth.folded:+.4f}"
+        frees = (f"{site.params:,}", f"{site.macs:,}", f"{worth.seconds * 1e3:.3f}")
+        rows.append((site.stage, site.path, *frees, f"{worth.stripped:+.4f}", folded, _fate(found, worth)))
+    headers = [">stage", "SE", ">parameters", ">multiply-adds", ">ms", ">lost: stripped", ">folded", "taken out"]
+    title = f"{count(len(found.worths), 'SE')}, {found.parameters:,} parameters; score {found.score:.4f}"
+    parts = [_section(title, table(headers, rows))]
+    if found.result is not None:
+        freed = sum(worth.site.params for worth in found.worths if worth.site.path in found.taken)
+        parts.append(
+            f"Taken out: {count(len(found.taken), 'SE')}, {freed:,} parameters. Score then: {found.result:.4f}."
+        )
+    return "\n\n".join(parts)
+
+
+def _fate(found: Tradeoff, worth: Worth) -> str:
+    return worth.way if worth.site.path in found.taken else ""
 
 
 def exam_text(exam: Exam) -> str:

@@ -1,0 +1,148 @@
+"""Scores: how good a model is on a data set, and scores kept in a file so that a long job can go on.
+
+In: a model and a loader, or a user's own function. Out: numbers; larger is better.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import DataError, SurgeryError
+from .feed import batches, evaluating
+from .shards import attempt, gathered, rank, total
+
+Evaluate = Callable[[nn.Module], float]
+_FORMAT = "se_surgery.scores.1"
+
+
+def accuracy(model: nn.Module, loader: Any) -> float:
+    """Share of the images whose label has the largest score, over the parts of all processes.
+
+    Raises:
+        DataError: The loader gives no images or no labels, or labels that the model has no scores for.
+    """
+
+    def part() -> Tensor:
+        counts = torch.zeros(2, dtype=torch.float64)
+        for batch in batches(loader, model):
+            scores = model(batch.images)
+            if batch.labels is None:
+                raise DataError("The loader gives no labels. Give pairs of images and labels, or your own evaluate.")
+            if not isinstance(scores, Tensor) or scores.dim() != 2:
+                raise DataError(
+                    f"{type(model).__name__} returns no class scores of shape (B, K). Give your own evaluate."
+                )
+            if int(batch.labels.max()) >= scores.shape[1]:
+                raise DataError(
+                    f"Batch {batch.number} has the label {int(batch.labels.max())}, and the model has scores for "
+                    f"{scores.shape[1]} classes. Give the data that it was trained for, or your own evaluate."
+                )
+            hits = (scores.argmax(1).cpu() == batch.labels).sum()
+            counts += torch.tensor([float(hits), float(len(batch.labels))], dtype=torch.float64)
+        return counts
+
+    with evaluating(model):
+        hits, seen = total(attempt(part)).tolist()
+    if not seen:
+        raise DataError("The loader gave no images. Give one that does, and can be gone through several times.")
+    return float(hits / seen)
+
+
+def checked(score: Any) -> float:
+    """A score as a number.
+
+    Raises:
+        DataError: It is none.
+    """
+    value = score.item() if isinstance(score, Tensor) and score.numel() == 1 else score
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) == float("inf"):
+        raise DataError(f"evaluate returned {score!r}, which is no score. Return a finite number; larger is better.")
+    return float(value)
+
+
+class Scores:
+    """Scores by name, each computed once, and with a file not again when the job is started again.
+
+    Args:
+        path: The file; None keeps them in memory only.
+        model: The model they are of. A file of another model, or other weights, is refused.
+
+    Raises:
+        SurgeryError: The file cannot be read, or is of another model.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, model: nn.Module) -> None:
+        self.path = None if path is None else Path(path)
+        self.model = digest(model) if path is not None else ""
+        # Of several processes the first one's count: all of them have to do the same.
+        self.known: dict[str, float] = gathered(attempt(self._read))[0]
+
+    def of(self, name: str, compute: Callable[[], Any]) -> float:
+        """The score of that name, computed where it is not known yet."""
+        if name not in self.known:
+            self.known[name] = gathered(attempt(lambda: checked(compute())))[0]
+            self._write()
+        return self.known[name]
+
+    def _read(self) -> dict[str, float]:
+        if self.path is None or not self.path.exists():
+            return {}
+        try:
+            told = json.loads(self.path.read_text(encoding="utf-8"))
+            is_one = isinstance(told, dict) and told.get("format") == _FORMAT and isinstance(told["scores"], Mapping)
+        except (OSError, ValueError, KeyError) as error:
+            raise SurgeryError(f"{str(self.path)!r} cannot be read ({error}). Name another file to resume.") from error
+        if not is_one:
+            raise SurgeryError(f"{str(self.path)!r} holds no scores. Name another file to resume.")
+        if told["model"] != self.model:
+            raise SurgeryError(
+                f"{str(self.path)!r} holds the scores of another model, or of other weights. Name another file."
+            )
+        return {str(name): checked(score) for name, score in told["scores"].items()}
+
+    def _write(self) -> None:
+        if self.path is None or rank() > 0:
+            return
+        draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        text = json.dumps({"format": _FORMAT, "model": self.model, "scores": self.known}, indent=1)
+        try:
+            draft.write_text(text, encoding="utf-8")
+            os.replace(draft, self.path)
+        except OSError as error:
+            raise SurgeryError(f"{str(self.path)!r} cannot be written ({error}). Name a file that can.") from error
+
+
+def digest(model: nn.Module) -> str:
+    """A hash of all names and values of a model."""
+    found = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+@contextlib.contextmanager
+def replaced(se: nn.Module, gate: Tensor | None) -> Iterator[None]:
+    """Let an SE return what it is given, times a gate in its map's rank, as if it were stripped, or folded."""
+
+    def forward(x: Tensor) -> Tensor:
+        return x if gate is None else x * gate.to(x)
+
+    own = se.__dict__.get("forward")
+    se.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del se.__dict__["forward"]
+        else:
+            se.__dict__["forward"] = own

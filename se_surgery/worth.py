@@ -1,0 +1,290 @@
+"""Worth: what each SE of a model does for its score, against what it costs to keep and to run.
+
+In: a model, and a loader or a user's own score. Out: a `Tradeoff`: for every SE what stripping or folding it would
+lose, and the parameters, multiply-adds and time that it would free; the best sets; and, with a budget, the model
+without the best set that keeps it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.utils.benchmark import Timer
+
+from .capture import in_rank
+from .choice import Choice, best_sets, cheapest
+from .errors import FoldError, OptionError
+from .exam import Exam
+from .excited import Excitations, measured
+from .feed import batches, evaluating, runnable
+from .find import SESite, axis_of
+from .fold import factors_of, plan_foldings
+from .scores import Evaluate, Scores, accuracy, replaced
+from .strip import remove
+
+_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What one SE is worth.
+
+    Attributes:
+        site: The SE.
+        seconds: What one of its calls takes on a batch of the loader.
+        stripped: What the score loses without it.
+        folded: What the score loses when its mean gate takes its place; None where no layer can take that.
+        why_not: Why it cannot be folded.
+    """
+
+    site: SESite
+    seconds: float
+    stripped: float
+    folded: float | None
+    why_not: str = ""
+
+    @property
+    def way(self) -> str:
+        """The better way to take it out: `fold` or `strip`."""
+        return "fold" if self.folded is not None and self.folded <= self.stripped else "strip"
+
+    @property
+    def loss(self) -> float:
+        """What the score loses by the better way; below zero where it gains."""
+        return min(self.stripped, self.stripped if self.folded is None else self.folded)
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """What the SEs of a model are worth.
+
+    Attributes:
+        score: The score of the model as it was.
+        worths: What each SE is worth, in order of execution.
+        taken: The SEs that were taken out to keep the budget, by path.
+        result: The score after that, measured; None where nothing was taken out.
+    """
+
+    score: float
+    worths: tuple[Worth, ...]
+    taken: tuple[str, ...] = ()
+    result: float | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of all SEs together."""
+        return sum(worth.site.params for worth in self.worths)
+
+    @property
+    def ranked(self) -> tuple[Worth, ...]:
+        """The SEs by what the score loses for each parameter that they free, least first."""
+        return tuple(sorted(self.worths, key=lambda worth: worth.loss / max(worth.site.params, 1)))
+
+    @cached_property
+    def front(self) -> list[Choice]:
+        """The best sets to take out, by the parameters that they free; members are numbers of `worths`."""
+        return best_sets([worth.site.params for worth in self.worths], [worth.loss for worth in self.worths])
+
+    def choose(self, budget: float) -> tuple[Worth, ...]:
+        """The SEs to take out so that the others keep the budget and the least is lost.
+
+        Args:
+            budget: Parameters that the SEs may keep, or, as a float from 0 to 1, the share of what they have.
+
+        Raises:
+            OptionError: The budget is below zero or above all there is.
+        """
+        kept = parameters_kept(budget, self.parameters)
+        choice = cheapest(self.front, self.parameters - kept)
+        return tuple(self.worths[number] for number in choice.members)
+
+    def table(self) -> str:
+        """The SEs by what is lost for each parameter freed, and what was done."""
+        from .show import tradeoff_text
+
+        return tradeoff_text(self)
+
+    def plot(self, path: str | Path) -> Path:
+        """Draw what is lost against the parameters that are kept: each SE alone, and the best sets.
+
+        Args:
+            path: Image file to write; its ending says the format.
+
+        Raises:
+            SurgeryError: matplotlib is missing, or the file cannot be written.
+        """
+        from .figures import draw_tradeoff
+
+        return draw_tradeoff(self, Path(path))
+
+
+def parameters_kept(budget: Any, everything: int) -> int:
+    """The parameters that SEs may keep, from a number of them or a share of all they have.
+
+    Raises:
+        OptionError: It is neither, below zero, or above all there is.
+    """
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or budget != budget:
+        raise OptionError(f"budget={budget!r} is no number. Give parameters to keep, or a share from 0.0 to 1.0.")
+    limit = everything if isinstance(budget, int) else 1.0
+    if not 0 <= budget <= limit:
+        told = f"{everything} parameters, all that its SEs have" if isinstance(budget, int) else "1.0, the whole share"
+        where = "below zero" if budget < 0 else f"above {told}"
+        raise OptionError(f"budget={budget!r} is {where}. Give a number from 0 to {limit}.")
+    return budget if isinstance(budget, int) else int(budget * everything)
+
+
+def tradeoff(
+    model: nn.Module,
+    loader: Any,
+    evaluate: Evaluate | None = None,
+    budget: float | None = None,
+    *,
+    resume: str | os.PathLike[str] | None = None,
+    example_input: Any = None,
+) -> Tradeoff:
+    """Rank the SEs of a model by what taking out each would cost against what it frees.
+
+    Each SE alone is replaced by nothing (stripped) and by its mean gate (folded, where a layer can take that), and the
+    score measured, with a progress bar on terminals. With a budget the best set is then taken out of the model, each SE
+    by its better way, and the score measured again; on an error the model is as before.
+
+    Args:
+        model: A model with SEs.
+        loader: Gives batches of images and labels, as for `excitations`; it is gone through many times.
+        evaluate: A function of the model that returns its score; larger is better. By default the share of the loader's
+            images that it classifies right.
+        budget: Parameters that the SEs may keep, an int, or as a float from 0 to 1 the share of what they have. By
+            default nothing is taken out.
+        resume: File that keeps every score as soon as it is known; when it is there, those in it are not measured
+            again.
+        example_input: (C, H, W), a tensor or a tuple of arguments, to look at the model with.
+
+    Returns:
+        What each SE is worth, and what was taken out.
+
+    Raises:
+        NothingToDoError: The model has no SE.
+        DataError: The loader or the score is of no use.
+        OptionError: The budget is below zero or above all there is.
+        SurgeryError: The model cannot be looked at, or the file is of another model.
+
+    Example:
+        >>> found = tradeoff(timm.create_model("seresnet18", pretrained=True), loader, budget=0.5)
+        >>> print(found.table())
+    """
+    model = runnable(model)
+    with evaluating(model):
+        first = next(batches(loader, model), None)
+    if example_input is None and first is not None:
+        example_input = tuple(first.images.shape[1:])
+    exam = Exam(model, example_input)
+    if budget is not None:
+        parameters_kept(budget, sum(site.params for site in exam.existing))
+    found = measured(model, loader, example_input=example_input)
+    judge = _Judge(exam, found, evaluate or (lambda patient: accuracy(patient, loader)), Scores(resume, model))
+    told = judge.judged(1 if first is None else len(first.images))
+    if budget is None:
+        return told
+    chosen = told.choose(budget)
+    if not chosen:
+        return told
+    # The score first: where it fails, the model is as it was.
+    result = judge.result(chosen)
+    return replace(told, result=result, taken=judge.take_out(chosen))
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """An SE to be replaced while the score is measured: by nothing, or by a gate in its map's rank."""
+
+    name: str
+    path: str
+    gate: Tensor | None = None
+
+
+class _Judge:
+    """Measures scores of one model."""
+
+    def __init__(self, exam: Exam, found: Excitations, evaluate: Evaluate, scores: Scores) -> None:
+        self.exam, self.found, self.evaluate, self.scores = exam, found, evaluate, scores
+        self.model = exam.seen.model
+        self.why_not: dict[str, str] = {}
+        self.gates = {site.path: gate for site in exam.existing if (gate := self._gate(site)) is not None}
+
+    def _gate(self, site: SESite) -> Tensor | None:
+        """The mean gate of an SE that can be folded."""
+        try:
+            ((_, factor),) = factors_of(plan_foldings(self.exam, [site]), self.found)
+        except FoldError as error:
+            self.why_not[site.path] = str(error)
+            return None
+        rank = self.exam.seen.calls[site.path][0].output.dim()
+        return in_rank(factor, rank, axis_of(site.path, self.exam.seen))
+
+    def judged(self, batch: int) -> Tradeoff:
+        """The score of the model and of every trial, with the progress on terminals."""
+        paths = [site.path for site in self.exam.existing]
+        trials = [_Trial(f"strip {path}", path) for path in paths]
+        trials += [_Trial(f"fold {path}", path, gate) for path, gate in self.gates.items()]
+        with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+            task = bar.add_task("Scoring", total=len(trials) + 1)
+            score = self._score("all", [])
+            for trial in bar.track(trials, task_id=task):
+                self._score(trial.name, [trial])
+        losses = {trial.name: score - self.scores.known[trial.name] for trial in trials}
+        return Tradeoff(
+            score,
+            tuple(
+                Worth(
+                    site,
+                    self._seconds(site, batch),
+                    losses[f"strip {site.path}"],
+                    losses.get(f"fold {site.path}"),
+                    self.why_not.get(site.path, ""),
+                )
+                for site in self.exam.existing
+            ),
+        )
+
+    def _score(self, name: str, trials: list[_Trial]) -> float:
+        with contextlib.ExitStack() as stack:
+            for trial in trials:
+                stack.enter_context(replaced(self.model.get_submodule(trial.path), trial.gate))
+            return self.scores.of(name, lambda: self.evaluate(self.model))
+
+    def _seconds(self, site: SESite, batch: int) -> float:
+        """The time that one call of an SE takes."""
+        se, given = self.model.get_submodule(site.path), self.exam.seen.calls[site.path][0].args[0]
+        reference = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
+        with evaluating(self.model):
+            x = torch.randn((batch, *given.shape[1:]), device=reference.device).to(reference.dtype)
+            timer = Timer("se(x)", globals={"se": se, "x": x}, num_threads=torch.get_num_threads())
+            return float(timer.blocked_autorange(min_run_time=_SECONDS).median)
+
+    def result(self, chosen: Collection[Worth]) -> float:
+        """The score without a set of SEs."""
+        trials = [
+            _Trial(worth.way, worth.site.path, self.gates[worth.site.path] if worth.way == "fold" else None)
+            for worth in chosen
+        ]
+        return self._score("; ".join(f"{trial.name} {trial.path}" for trial in trials), trials)
+
+    def take_out(self, chosen: Collection[Worth]) -> tuple[str, ...]:
+        """Take a set of SEs out of the model, each by its better way; their paths."""
+        sites = [worth.site for worth in chosen]
+        folded = [worth.site for worth in chosen if worth.way == "fold"]
+        factors = factors_of(plan_foldings(self.exam, folded, gone=sites), self.found)
+        remove(self.model, self.exam, sites, restore=False, factors=factors)
+        return tuple(site.path for site in sites)
