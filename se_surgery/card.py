@@ -97,6 +97,8 @@ def _usage(where: str) -> str:
 def _operation(number: int, operation: Mapping[str, Any]) -> str:
     """One operation as a sentence and a table of its sites."""
     sites = operation["sites"]
+    if operation["op"] == "prune":
+        return f"{number}. {count(len(sites), 'module')} made narrower by torch-pruning."
     what = {"add": "put in", "strip": "taken out"}.get(operation["op"], operation["op"])
     options = operation.get("options", {})
     said = ", ".join(f"{key}={options[key]}" for key in ("placement", "r", "init") if key in options)

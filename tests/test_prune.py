@@ -31,10 +31,11 @@ from se_surgery import (
     add_se,
     apply_recipe,
     find_se,
+    from_pretrained,
     prune_se,
     recipe_of,
     record_pruning,
-    saved,
+    save_pretrained,
     strip_se,
     to_pruner_args,
 )
@@ -174,7 +175,8 @@ def assert_lives(name: str, model: nn.Module, folder: Path, base_args: dict[str,
     model.train()(images(batch=2)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
     expected = run(model.eval(), images())
-    loaded = saved.load(saved.save(model, folder, name, base_args), SIZE).eval()
+    save_pretrained(model, folder, base=name, base_args=base_args, license="apache-2.0", example_input=SIZE)
+    loaded = from_pretrained(folder).eval()
     assert_same(run(loaded, images()), expected)
     assert recipe_of(loaded)["operations"] == recipe_of(model)["operations"]
     assert [(n, p.shape) for n, p in loaded.named_parameters()] == [(n, p.shape) for n, p in model.named_parameters()]
@@ -193,7 +195,7 @@ def assert_lives(name: str, model: nn.Module, folder: Path, base_args: dict[str,
 @pytest.mark.parametrize(
     ("name", "options", "base_args"),
     [
-        ("resnet50", {"bias": True, "init": "paper"}, {"channels": [8, 16, 32, 64]}),
+        ("resnet26", {"bias": True, "init": "paper"}, {"num_classes": 9}),
         ("mobilenetv2_035", {"gate": "tanh"}, {}),
     ],
 )
