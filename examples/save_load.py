@@ -1,4 +1,4 @@
-"""Save a network with SEs as two files, a recipe and its weights, and load it as a timm model.
+"""Save a network with SEs, load it as a timm model, and see what is refused.
 
     python examples/save_load.py resnet18
 
@@ -8,7 +8,6 @@ Runs offline on a CPU in seconds.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
@@ -35,30 +34,26 @@ def save_and_load(base: str, folder: Path) -> None:
     for site in sites:
         nn.init.normal_(model.get_submodule(site.path).fc2.weight)
 
-    # The recipe says what was done to which base, in plain data; the weights are a state dict like any other.
-    (folder / "recipe.json").write_text(json.dumps(se_surgery.recipe_of(model)))
-    weights = str(folder / "model.safetensors")
-    save_file(model.state_dict(), weights)
-    files = [f"{path.name} of {path.stat().st_size:,} bytes" for path in sorted(folder.iterdir())]
-    print(f"{base} with {len(sites)} SEs: {', '.join(files)}")
+    # push_to_hub(model, "user/name") puts the same files into a repository.
+    se_surgery.save_pretrained(model, folder, example_input=(3, 64, 64))
+    print(f"{base} with {len(sites)} SEs: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
-    recipe = json.loads((folder / "recipe.json").read_text())
-    source = {"pretrained": True, "pretrained_cfg_overlay": {"file": weights}}
     images = torch.randn(2, 3, 64, 64)
-    loaded = timm.create_model("se_surgery", recipe=recipe, **source).eval()
+    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     with torch.no_grad():
         print(f"Loaded, its outputs are bit-equal: {torch.equal(loaded(images), model(images))}")
 
-    other = timm.create_model("se_surgery", recipe=recipe, num_classes=10, in_chans=1, **source)
+    other = se_surgery.from_pretrained(folder, num_classes=10, in_chans=1)
     gates = [(other.get_submodule(site.path), model.get_submodule(site.path)) for site in sites]
     kept = sum(torch.equal(ours.fc2.weight, saved.fc2.weight) for ours, saved in gates)
     print(f"With 10 classes and 1 channel {kept} of {len(gates)} SEs are those that were saved")
 
+    weights = str(folder / "model.safetensors")
     tensors = load_file(weights)
     lost = f"{sites[0].path}.fc2.weight"
     save_file({key: value for key, value in tensors.items() if key != lost}, weights)
     try:
-        timm.create_model("se_surgery", recipe=recipe, num_classes=10, **source)
+        timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=10)
     except se_surgery.ArtefactError as error:
         print(f"Without one tensor it is refused: {str(error).removeprefix(weights).strip()}")
 

@@ -292,12 +292,9 @@ def _features(order: _Order, pretrained: bool, finish: Surgery, surgery: Surgery
         out_indices = kwargs.pop("out_indices", None)
         model = _whole(dataclasses.replace(order, kwargs=kwargs), pretrained, finish, surgery)
         return tv.features(model, order.base.removeprefix(TORCHVISION), out_indices)
-    kind = type(order.sketch(features_only=True))
-    if issubclass(kind, _WRAPPERS):
-        model = order.create(pretrained, features_only=True, feature_cls=_operating(kind, finish))
-        # timm writes down what it was called with; a class made here is none of the caller's arguments.
-        getattr(model, "_model_args", {}).pop("feature_cls", None)
-        return model
+    wrapper = order.sketch(features_only=True)
+    if isinstance(wrapper, _WRAPPERS):
+        return order.create(pretrained, features_only=True, feature_cls=_operating(wrapper, finish))
     # A class of its own, that is the network without its head: its blocks are where they are in the whole network.
     plain = order.without_features()
     model = order.create(pretrained, features_only=True)
@@ -313,12 +310,18 @@ def _features(order: _Order, pretrained: bool, finish: Surgery, surgery: Surgery
     return model
 
 
-def _operating(kind: type[nn.Module], finish: Surgery) -> type[nn.Module]:
-    """One of timm's feature classes that operates on the network before it wraps it."""
+def _operating(wrapper: nn.Module, finish: Surgery) -> type[nn.Module]:
+    """The class of a timm wrapper that operates on the network before it wraps it."""
+    kind = type(wrapper)
 
     class Operating(kind):  # type: ignore[valid-type, misc]
         def __new__(cls, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
             finish(model)
+            # Before 1.0.31 timm sees to these two only where it is given a class by a string.
+            if not issubclass(kind, (FeatureDictNet, FeatureHookNet)):
+                kwargs.pop("flatten_sequential", None)
+            if issubclass(kind, FeatureGetterNet):
+                kwargs["output_fmt"] = wrapper.output_fmt
             # What is returned is no instance of this class, so that Python does not call its __init__.
             return kind(model, *args, **kwargs)
 
@@ -331,6 +334,6 @@ def _signed(model: nn.Module, name: str, order: _Order, overlay: Mapping[str, An
     config.pop("state_dict", None)
     model.pretrained_cfg = model.default_cfg = config  # type: ignore[assignment]
     model.__dict__[BASE] = order.base.partition(".")[0]
-    # As timm notes them since 1.0.31, which adds the arguments of the call.
+    # As timm notes them since 1.0.31, less what was made here of them; it adds the arguments of the call.
     model._model_args = dict(order.kwargs)  # type: ignore[assignment]
     return model
