@@ -148,7 +148,7 @@ def license_of(given: str | None, config: Mapping[str, Any], lineage: str | None
     Raises:
         OptionError: None is known and it is needed, or what was given is none.
     """
-    if given is not None and (not isinstance(given, str) or not given.strip() or "\n" in given):
+    if given is not None and (not isinstance(given, str) or not given.strip() or "\n" in given or len(given) > 200):
         raise OptionError(f"license={given!r} is not the name of a licence. Give one, 'apache-2.0' for instance.")
     known = given or config.get("license") or (_config_of(lineage) or {}).get("license")
     if isinstance(known, str) and known.lower() != "unknown":

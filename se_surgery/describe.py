@@ -6,13 +6,14 @@ read again. What a model knows of itself is taken from it: timm notes the argume
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import timm
 import torch
-from timm.models import get_pretrained_cfg
+from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor, nn
 
 from . import tv
@@ -25,8 +26,8 @@ from .recipe import recipe_of
 from .records import base_of, implants
 from .schema import ARGUMENTS, check_recipe
 
-# Fields of `pretrained_cfg` that say where weights were once read from, or how.
-_SOURCES = frozenset(
+# Fields of timm's `pretrained_cfg`, without those that say where weights were once read from, or how.
+_FIELDS = {field.name for field in dataclasses.fields(PretrainedCfg)} - set(
     "url file hf_hub_id hf_hub_filename source state_dict architecture custom_load label_offset".split()
 )
 _LABELS = ("label_names", "label_descriptions")
@@ -58,6 +59,8 @@ def _candidates(model: nn.Module) -> list[str]:
     mine = {key: value.shape for key, value in model.state_dict().items() if not key.startswith(tuple(ours) or "\0")}
     found = []
     for name in torchvision_names(type(model).__module__):
+        if torchvision_facts(name.removeprefix(TORCHVISION)) is None:
+            continue
         with torch.device("meta"):
             shapes = {key: value.shape for key, value in create_base(name).state_dict().items()}
         differing = [key for key in shapes if shapes[key] != mine.get(key)]
@@ -121,14 +124,18 @@ def full_config(model: nn.Module, recipe: dict[str, Any], tensors: Mapping[str, 
         "pretrained_cfg": described,
         OWN: {"format": FORMAT, "class": type(model).__qualname__, "timm": timm.__version__},
     }
-    return check_config(json.loads(json.dumps(config)), "The configuration")
+    try:
+        config = json.loads(json.dumps(config, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"The model's pretrained_cfg is no plain data ({error}). Mend or remove it.") from error
+    return check_config(config, "The configuration")
 
 
 def _described(model: nn.Module, recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Timm's description of the weights: what the model carries, else that of its base, as it is by now."""
     carried = getattr(model, "pretrained_cfg", None)
     found = carried if isinstance(carried, Mapping) and carried else _description_of(recipe["base"])
-    described = {key: value for key, value in found.items() if key not in _SOURCES and value is not None}
+    described = {key: value for key, value in found.items() if key in _FIELDS and value is not None}
     classes = _classes(model, described)
     if classes is None:
         return described

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub import errors
+from huggingface_hub.utils import EntryNotFoundError
 
 from .artefact import CARD, CONFIG, WEIGHTS
 from .card import is_ours
@@ -97,7 +97,7 @@ def card_of(repo: str, token: str | None = None) -> bytes | None:
     try:
         return download(repo, CARD, token=token).read_bytes()
     except HubError as error:
-        if isinstance(error.__cause__, errors.EntryNotFoundError):
+        if isinstance(error.__cause__, EntryNotFoundError):
             return None
         raise
 
@@ -176,9 +176,10 @@ def _remedy(error: BaseException | None) -> str:
     while error is not None:
         if "xet" in str(error).lower():
             return _NO_XET
-        for name, remedy in _REMEDIES:
-            if isinstance(error, getattr(errors, name, ())):
-                return remedy
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        found = next((remedy for name, remedy in _REMEDIES if name in kinds), None)
+        if found is not None:
+            return found
         error = error.__cause__
     return _UNREACHED
 

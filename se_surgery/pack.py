@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from timm.models import FeatureDictNet, FeatureGraphNet, FeatureHookNet, FeatureListNet
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .artefact import OWN
 from .assemble import assemble
@@ -59,6 +60,12 @@ class Pack:
     def metadata(self) -> dict[str, str]:
         """What the weights' file says of itself."""
         return {"format": "pt", OWN: json.dumps(self.config)}
+
+    def with_description(self, changes: Mapping[str, Any]) -> Pack:
+        """The same with other fields in `pretrained_cfg`; None leaves one out. Nothing is computed from them."""
+        described = {**self.config["pretrained_cfg"], **changes}
+        described = {key: value for key, value in described.items() if value is not None}
+        return replace(self, config={**self.config, "pretrained_cfg": described})
 
 
 def pack(
@@ -106,6 +113,10 @@ def _bare(model: nn.Module) -> nn.Module:
             f"{type(sharded).__name__} has its parameters in shards on several machines. Gather its full state dict, "
             f"load that into a bare model that was operated on in the same way, and save that."
         )
+    named = (*model.named_parameters(), *model.named_buffers())
+    lazy = next((name for name, tensor in named if is_lazy(tensor)), None)
+    if lazy is not None:
+        raise PatientError(f"{lazy!r} of the model is lazy and has no values yet. Run it on one batch, then save it.")
     bare = twin(model)
     for module in bare.modules():
         module._forward_hooks.clear()

@@ -252,14 +252,11 @@ def _files(
     described = packed.config["pretrained_cfg"]
     lineage = lineage_of(base_model, packed.recipe["base"], described)
     known = license_of(license, described, lineage, needed=publish)
-    if known is not None:
-        described["license"] = known
-    if base_model is not None:
-        described.pop("tag", None)
+    packed = packed.with_description({"license": known, **({} if base_model is None else {"tag": None})})
     picture = _picture(plot)
     card = card_text(
         packed.recipe,
-        described,
+        packed.config["pretrained_cfg"],
         packed.parameters,
         where=where,
         license=known,

@@ -574,3 +574,42 @@ def test_trained_weights_differ(folder):
     """What makes the comparisons above mean something: the saved weights are not those of a fresh model."""
     fresh = timm.create_model("local-dir:" + str(folder), pretrained=False).eval()
     assert_differs(run(fresh, images()), run(timm_load(folder).eval(), images()))
+
+
+ZOO = Path(__file__).parent / "zoo"
+FAMILIES = [name for reps in ("timm_reps.txt", "torchvision_reps.txt") for name in (ZOO / reps).read_text().split()]
+# Every family's representative, each placement on both ResNet-50, and SEs taken out: name, and how it is operated on.
+ROUND_TRIPS = [
+    *((name, lambda model: add_se(model, init="paper", existing="stack")) for name in FAMILIES),
+    *(
+        (name, lambda model, placement=placement: add_se(model, placement, init="paper"))
+        for name in ("resnet50", "torchvision/resnet50")
+        for placement in ("standard", "pre", "post", "identity", "inner")
+    ),
+    ("seresnet50", lambda model: strip_se(model, -1)),
+    ("torchvision/efficientnet_b0", strip_se),
+    ("se_resnet50_last_stage_stripped", lambda model: model),
+]
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize(("name", "operate"), ROUND_TRIPS, ids=lambda value: value if isinstance(value, str) else "")
+def test_round_trips(name, operate, tmp_path):
+    model = operate(build(name))
+    x = images(size(name))
+    save_pretrained(model, tmp_path, base=name if "/" in name else None, example_input=tuple(x.shape[1:]))
+    expected, own = run(model, x), model.state_dict()
+    for load in LOADERS.values():
+        assert_same(expected, run(load(tmp_path).eval(), x))
+    heads = read_config(tmp_path)["pretrained_cfg"]["classifier"]
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    for classes in (7, 0):
+        found = timm_load(tmp_path, num_classes=classes).state_dict()
+        assert all(torch.equal(own[key], value) for key, value in found.items() if not key.startswith(heads))
+        assert classes == 0 or found.keys() == own.keys()
+
+
+def size(name):
+    """The smallest image that a network's own pooling and strides leave more than one position of, or its own."""
+    big = ("inception", "nasnet", "pnasnet", "legacy_xception", "vgg", "lowformer", "focalnet", "alexnet", "googlenet")
+    return (3, 299, 299) if name.rpartition("/")[2].startswith(big) else (3, 128, 128)
