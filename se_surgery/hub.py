@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub.utils import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError
 
 from .artefact import CARD, CONFIG, WEIGHTS
 from .card import is_ours

@@ -6,28 +6,26 @@ torch.fx graph with the block's children as leaves, and for every node the meta 
 What torch.fx alone gets wrong for a rewriter, and is put right here: arguments that are not tensors are kept as the
 constants they were in the call; in-place operators of the source (`x += y`) stay in place; buffers are read when the
 forward runs; a parameter is never frozen into the graph; nothing is eliminated as dead; the plain attributes that the
-forward read, and which the graph has frozen, are written down; what a graph would drop without a word is refused; other
-threads may go on running models.
+forward read, and which the graph has frozen, are written down; what a graph would drop is refused (see `effects`);
+other threads may go on running models.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 import math
 import operator
-import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from .effects import is_container, only_computing, refuse_without_gradients
 from .errors import TraceError
 from .events import Call
 
@@ -118,8 +116,7 @@ class _Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache) if is_mine else attr_val
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        if not torch.is_grad_enabled():
-            raise TraceError(_SWITCHES)
+        refuse_without_gradients()
         return super().create_node(*args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -162,56 +159,6 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a)
 
 
-_SWITCHES = "its forward switches gradients or autocast on or off for a part of it, which a graph of it would not do"
-_ONE_AT_A_TIME = threading.RLock()
-
-
-@contextlib.contextmanager
-def _tracing() -> Iterator[None]:
-    """One trace at a time, for two would undo each other's patches of nn.Module; and with what shows switches in it.
-
-    Raises:
-        TraceError: What is traced has entered `torch.autocast`.
-    """
-    with _ONE_AT_A_TIME, torch.enable_grad():
-        enter, thread = torch.autocast.__enter__, threading.get_ident()
-
-        def refuse(self: torch.autocast) -> Any:
-            if threading.get_ident() == thread:
-                raise TraceError(_SWITCHES)
-            return enter(self)
-
-        torch.autocast.__enter__ = refuse  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            torch.autocast.__enter__ = enter  # type: ignore[method-assign]
-
-
-class _Draws(TorchFunctionMode):
-    """Sees that random numbers are drawn from torch's generator by what it is on for, and not by another thread."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.before: Tensor | None = None
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs))):
-            return function(*args, **kwargs)  # becomes a node
-        state = torch.get_rng_state()
-        result = function(*args, **kwargs)
-        if self.before is None and not torch.equal(state, torch.get_rng_state()):
-            self.before = state
-        return result
-
-    def undo(self) -> bool:
-        """Give the numbers back; whether there were any."""
-        if self.before is not None:
-            torch.set_rng_state(self.before)
-        return self.before is not None
-
-
 def shallow_view(block: nn.Module, cls: type, state: dict[str, Any]) -> nn.Module:
     """A module of class `cls` over `state`: the block as it was before surgery, without touching the block.
 
@@ -219,23 +166,8 @@ def shallow_view(block: nn.Module, cls: type, state: dict[str, Any]) -> nn.Modul
     set, are copies, so that a forward that writes to `self` writes to the view.
     """
     view: nn.Module = object.__new__(cls)
-    view.__dict__.update({name: copy.copy(v) if _is_container(v) else v for name, v in state.items()})
+    view.__dict__.update({name: copy.copy(v) if is_container(v) else v for name, v in state.items()})
     return view
-
-
-def _is_container(value: Any) -> bool:
-    return isinstance(value, (list, dict, set))
-
-
-def _contents(view: nn.Module) -> dict[str, Any]:
-    """What a view's attributes are, to see later whether a forward has written to one."""
-
-    def held(value: Any) -> Any:
-        if isinstance(value, dict):
-            return [(key, id(item)) for key, item in value.items()]
-        return [id(item) for item in value] if _is_container(value) else None
-
-    return {name: (id(value) if held(value) is None else 0, held(value)) for name, value in view.__dict__.items()}
 
 
 def _watched(cls: type[nn.Module], reads: dict[str, Any]) -> type[nn.Module]:
@@ -288,23 +220,14 @@ def trace(block: nn.Module, call: Call, *, method: str = "forward", training: bo
     signature = inspect.signature(function)
     signature = signature.replace(parameters=list(signature.parameters.values())[1:])
     bound = signature.bind(*call.args, **call.kwargs)
-    tracer, draws = _Tracer(method, bound), _Draws()
-    before, others = _contents(view), random.getstate()
+    tracer = _Tracer(method, bound)
     try:
-        with _tracing(), draws:
+        with only_computing(view):
             graph = tracer.trace(view)
     except TraceError:
         raise
     except Exception as error:  # whatever the block's own code raises on a proxy
         raise TraceError(f"its forward cannot be traced ({type(error).__name__}: {_first_line(error)})") from error
-    finally:
-        after, is_random = _contents(view), draws.undo() or others != random.getstate()
-        random.setstate(others)
-    written = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    if written:
-        raise TraceError(f"its forward writes to self.{written[0]}, which a graph of it cannot do")
-    if is_random:
-        raise TraceError("its forward draws random numbers of its own, which a graph of it would draw only once")
     modal = reads.pop("training", None) is not None
     arguments, lengths = tuple(tracer.arguments), tuple(tracer.lengths)
     return Trace(method, graph, signature, arguments, lengths, tuple(sorted(reads.items())), modal=modal)

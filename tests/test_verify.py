@@ -43,7 +43,6 @@ SIZE = (3, 32, 32)
 QUICK = [way.name for way in WAYS if not way.thorough]
 THOROUGH = [way.name for way in WAYS if way.thorough]
 FORWARD = ["forward, evaluation", "forward, training", "gradients"]
-COPIES = ["deepcopy", "pickle"]
 METHODS = ["forward_features", "forward_head", "forward_intermediates", "set_grad_checkpointing"]
 WRAPPERS = [name for name in QUICK if name.startswith("features_only")]
 NO_GETTER = [name for name in WRAPPERS if name != "features_only, getter"]

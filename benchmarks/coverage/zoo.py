@@ -40,11 +40,6 @@ class Entry:
     family: str
     roles: tuple[str, ...]
 
-    @property
-    def is_target(self) -> bool:
-        """Whether the library promises to plan it."""
-        return "target" in self.roles
-
 
 def listed(role: str) -> set[str]:
     """The names that the project's lists give a role."""
