@@ -18,7 +18,17 @@ from timm.models._hub import save_for_hf
 from torch import nn
 
 import se_surgery
-from se_surgery import SurgeryError, add_se, find_se, from_pretrained, recipe_of, register_se, save_pretrained, strip_se
+from se_surgery import (
+    SurgeryError,
+    add_se,
+    find_se,
+    from_pretrained,
+    prune_se,
+    recipe_of,
+    register_se,
+    save_pretrained,
+    strip_se,
+)
 from se_surgery.artefact import digest_of
 from se_surgery.config import read_config
 
@@ -578,7 +588,7 @@ def test_trained_weights_differ(folder):
 
 ZOO = Path(__file__).parent / "zoo"
 FAMILIES = [name for reps in ("timm_reps.txt", "torchvision_reps.txt") for name in (ZOO / reps).read_text().split()]
-# Every family's representative, each placement on both ResNet-50, and SEs taken out: name, and how it is operated on.
+# Every representative of a family, each placement on both ResNet-50, SEs taken out, SEs made narrower: name, operation.
 ROUND_TRIPS = [
     *((name, lambda model: add_se(model, init="paper", existing="stack")) for name in FAMILIES),
     *(
@@ -588,6 +598,8 @@ ROUND_TRIPS = [
     ),
     ("seresnet50", lambda model: strip_se(model, -1)),
     ("torchvision/efficientnet_b0", strip_se),
+    ("resnet50", lambda model: prune_se(add_se(model, init="paper"), 0.5)),
+    ("torchvision/resnet50", lambda model: prune_se(add_se(model, "pre", init="paper"), 0.5, stages=(3, 4))),
     ("se_resnet50_last_stage_stripped", lambda model: model),
 ]
 
