@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from timm.models import get_pretrained_cfg
 
+from .cost import Costs, Count
 from .errors import OptionError
 from .show import compact, count, groups
 
@@ -31,6 +32,7 @@ def card_text(
     recipe: Mapping[str, Any],
     config: Mapping[str, Any],
     parameters: int,
+    costs: Costs | None,
     *,
     where: str,
     license: str | None = None,
@@ -44,6 +46,7 @@ def card_text(
         recipe: The model's recipe.
         config: Its `pretrained_cfg`.
         parameters: Number of its parameters.
+        costs: What it costs, if that could be counted.
         where: What `timm.create_model` takes for it: `hf-hub:user/repo` or `local-dir:path`.
         license: The licence, if one is known.
         base_model: Repository of the weights it was made from, if there is one.
@@ -78,6 +81,8 @@ def card_text(
         "## What was done to the base",
         *(_operation(number, operation) for number, operation in enumerate(recipe["operations"], 1)),
         *([] if recipe["operations"] else ["Nothing."]),
+        "## What it costs",
+        "Not counted: the network reads the values of its own maps." if costs is None else _costs(costs),
         *([f"## Excitations\n\n![Mean excitation of each channel]({plot})"] if plot else []),
     ]
     return "\n\n".join(parts) + "\n"
@@ -117,6 +122,19 @@ def _operation(number: int, operation: Mapping[str, Any]) -> str:
             )
         )
     return f"{title}\n\n{_table(('stage', 'SE', 'number', 'kind', 'channels to hidden', 'parameters'), rows)}"
+
+
+def _costs(costs: Costs) -> str:
+    """What each part costs, and its SEs in it."""
+    parts = {**costs.parts, "whole": costs.whole}
+    ses = {**costs.ses, "whole": sum(costs.ses.values(), Count())}
+    kinds = ("parameters", "multiply_adds", "activations")
+    rows = [(part, *(f"{getattr(side[part], kind):,}" for kind in kinds for side in (parts, ses))) for part in parts]
+    headers = ("", "parameters", "of SEs", "multiply-adds", "of SEs", "activations", "of SEs")
+    size = " x ".join(map(str, costs.image))
+    return (
+        f"For one image of {size}; multiply-adds with one for each value that an SE scales.\n\n{_table(headers, rows)}"
+    )
 
 
 def _same(site: Mapping[str, Any]) -> tuple[Any, ...]:

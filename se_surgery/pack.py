@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from .artefact import OWN
 from .assemble import assemble
 from .compare import deviation, outputs_of, reason, same_tensors
-from .cost import parameters
+from .cost import Costs, count_costs, parameters
 from .describe import base_name, full_config, full_recipe
 from .errors import ArtefactError, PatientError, ProbeError, SurgeryError
 from .graft import copied
@@ -44,11 +44,13 @@ class Pack:
         config: What `config.json` will say.
         tensors: All values.
         parameters: Number of parameters.
+        costs: What it costs, or None where it cannot be counted, as with detectors that read values of their maps.
     """
 
     config: dict[str, Any]
     tensors: dict[str, Tensor]
     parameters: int
+    costs: Costs | None
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -98,7 +100,14 @@ def pack(
     except SurgeryError as error:
         raise ArtefactError(f"The model cannot be built anew: {error} {remedy}") from error
     _compare(bare, built, remedy, example_input)
-    return Pack(config, tensors, parameters(bare)[0])
+    return Pack(config, tensors, parameters(bare)[0], _costs(built, example_input))
+
+
+def _costs(model: nn.Module, example_input: Any) -> Costs | None:
+    try:
+        return count_costs(model, example_input)
+    except ProbeError:
+        return None
 
 
 def _bare(model: nn.Module) -> nn.Module:

@@ -258,6 +258,7 @@ def _files(
         packed.recipe,
         packed.config["pretrained_cfg"],
         packed.parameters,
+        packed.costs,
         where=where,
         license=known,
         base_model=lineage,

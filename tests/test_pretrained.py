@@ -21,6 +21,7 @@ import se_surgery
 from se_surgery import (
     SurgeryError,
     add_se,
+    count_costs,
     find_se,
     from_pretrained,
     prune_se,
@@ -578,6 +579,38 @@ def test_a_readme_of_ones_own_is_kept(tmp_path):
     (tmp_path / "README.md").write_text("mine")
     save_pretrained(operated(), tmp_path, overwrite=True)
     assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def rows_of(folder):
+    """The tables of a model's card."""
+    lines = (folder / "README.md").read_text().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+
+
+def test_the_card_says_what_the_model_costs(tmp_path):
+    model = operated()
+    costs = count_costs(model, (3, 96, 96))
+    save_pretrained(model, tmp_path, example_input=(3, 96, 96))
+    rows = {row[0]: row[1:] for row in rows_of(tmp_path)}
+    for part, side, ses in (("whole", costs.whole, None), ("stage 2", costs.parts["stage 2"], costs.ses["stage 2"])):
+        numbers = [int(number.replace(",", "")) for number in rows[part]]
+        assert numbers[::2] == [side.parameters, side.multiply_adds, side.activations]
+        assert ses is None or numbers[1::2] == [ses.parameters, ses.multiply_adds, ses.activations]
+    assert int(rows["whole"][0].replace(",", "")) == sum(p.numel() for p in model.parameters())
+    assert int(rows["whole"][1].replace(",", "")) == sum(site.params for site in find_se(model))
+
+
+class ReadsValues(toys.Digits):
+    """A network that looks at the values of its maps, as detectors do: its multiply-adds depend on them."""
+
+    def forward(self, x):
+        x = super().forward(x)
+        return x if x.sum().item() > 0 else -x
+
+
+def test_a_card_without_costs_where_they_cannot_be_counted(tmp_path):
+    save_pretrained(add_se(ReadsValues(), init="paper"), tmp_path, base=ReadsValues())
+    assert "Not counted: the network reads the values of its own maps." in (tmp_path / "README.md").read_text()
 
 
 def test_trained_weights_differ(folder):
