@@ -64,6 +64,7 @@ DETECTORS = {
     # 13 convolutions of VGG, 1 that was a linear layer, 2 in each of 4 extra stages.
     "ssd300": Row(lambda: get_model("ssd300_vgg16", num_classes=3, **BARE), {"standard": 13 + 1 + 8}, "backbone."),
 }
+BIG = ("ssd300",)
 SEGMENTERS = {
     "fcn_resnet50": Row(
         lambda: get_model("fcn_resnet50", num_classes=3, aux_loss=True, **BARE),
@@ -88,7 +89,9 @@ CLIPS = {
 
 def cases(rows: dict[str, Row]) -> list[Any]:
     return [
-        pytest.param(row, placement, id=f"{name}-{placement}") for name, row in rows.items() for placement in row.sites
+        pytest.param(row, placement, id=f"{name}-{placement}", marks=pytest.mark.sweep if name in BIG else ())
+        for name, row in rows.items()
+        for placement in row.sites
     ]
 
 

@@ -218,6 +218,14 @@ def test_old_keys_keep_their_order_and_values(operated):
     assert all(torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in kept)
 
 
+# By default each row with its first placement.
+LIVES = [
+    pytest.param((row, placement), marks=() if placement == next(iter(row.sites)) else pytest.mark.sweep)
+    for row, placement in CASES
+]
+
+
+@pytest.mark.parametrize("operated", LIVES, indirect=True, ids=lambda case: f"{case[0]}-{case[1]}")
 def test_no_se_is_born_dead(operated):
     """The second layer of every SE has a gradient at once, the first one after a step: it is in the data's way."""
     learn(operated.model, operated.new, operated.inputs(training=True))
