@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.graph import CodeGen
+from torch.fx.graph import CodeGen, _format_target
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from .errors import SurgeryError, TraceError
+from .lean import tail
 from .records import CODE, Edge
 from .trace import Argument, Trace, is_plain
 
@@ -48,17 +49,21 @@ class Code:
 
 @dataclass(frozen=True)
 class Insertion:
-    """A call of the child `name` to be put on an edge; equal for equal blocks."""
+    """A call of the child `name` to be put on an edge; equal for equal blocks.
+
+    With `lean` the producer is a call of a module that ends with a normalisation, and the two calls become one.
+    """
 
     name: str
     producer: str
     consumers: tuple[str, ...]
     late: bool
+    lean: bool = False
 
     @classmethod
-    def of(cls, name: str, edge: Edge) -> Insertion:
+    def of(cls, name: str, edge: Edge, lean: bool) -> Insertion:
         """The insertion of a child on an edge."""
-        return cls(name, edge.producer, edge.consumers, edge.late)
+        return cls(name, edge.producer, edge.consumers, edge.late, lean)
 
 
 _classes: dict[tuple[type, Code], type[nn.Module]] = {}
@@ -73,22 +78,25 @@ def method_code(forms: Sequence[tuple[Trace, Sequence[Insertion]]]) -> Code:
     Raises:
         TraceError: An edge is not in the graph, or a name cannot be found again by import.
     """
-    bodies, names = [], {}
+    bodies, names, helpers = [], {}, {}
     evaluating = forms[0][0]
     for traced, insertions in forms:
         graph = insert(traced.graph, insertions)
         text, found = _body(graph)
         bodies.append(_bindings(traced) + text)
         names.update(found)
+        helpers.update({node.target: node.meta[_JOINED] for node in graph.nodes if _JOINED in node.meta})
     inserted = {new.name for _, insertions in forms for new in insertions}
     reads = {name: value for traced, _ in forms for name, value in traced.reads if name not in inserted}
     flags = [name for name in RECOMPUTING if reads.get(name) is False]
-    lines = [*_head(evaluating, flags), *_guards(evaluating), *_watch(reads, flags)]
+    lines = [line for name, pair in helpers.items() for line in _helper(name, *pair)]
+    lines += [*_head(evaluating, flags), *_guards(evaluating), *_watch(reads, flags)]
     if bodies[0] == bodies[-1]:
         lines += bodies[0]
     else:
         lines += ["    if self.training:", *("    " + line if line else line for line in bodies[1]), *bodies[0]]
-    names |= {"_refuse": refuse_argument, "_changed": refuse_change, "_recomputed": recomputed, "torch": torch}
+    names |= {"_refuse": refuse_argument, "_changed": refuse_change, "_recomputed": recomputed, "_tail": tail}
+    names |= {"torch": torch}
     source = "\n".join(lines) + "\n"
     compiled = compile(source, "<check>", "exec").co_consts
     used = {name for code in compiled if isinstance(code, CodeType) for name in code.co_names}
@@ -158,7 +166,40 @@ def insert(graph: fx.Graph, insertions: Sequence[Insertion]) -> fx.Graph:
         calls = [n for n in graph.nodes if n.op == "call_module" and n.target == insertion.name]
         if len(calls) != 1 or not calls[0].users:
             raise TraceError(f"{insertion.name!r} would be called {len(calls)} times, not once")
+        if insertion.lean and calls[0].args == (nodes.get(insertion.producer),):
+            _join(graph, calls[0])
     return graph
+
+
+# Under this a node's `meta` has the two modules whose calls were made one: the SE's and the one in front of it.
+_JOINED = "se_surgery_joined"
+
+
+def _join(graph: fx.Graph, call: fx.Node) -> None:
+    """Make one call of an SE's and of the module that makes its map, where that map goes nowhere else."""
+    (maker,) = call.args
+    assert isinstance(maker, fx.Node)
+    if len(maker.users) != 1 or len(maker.args) != 1 or maker.kwargs:
+        return
+    with graph.inserting_before(maker):
+        joined = graph.call_module(f"_lean_{maker.target}_{call.target}".replace(".", "_"), maker.args)
+    joined.meta[_JOINED] = (call.target, maker.target)
+    call.replace_all_uses_with(joined)
+    graph.erase_node(call)
+    graph.erase_node(maker)
+
+
+def _helper(name: str, se: str, maker: str) -> list[str]:
+    """The method that makes the one call; TorchScript compiles the two."""
+    se, maker = (_format_target("self", module) for module in (se, maker))
+    return [
+        f"def {name}(self, x):",
+        "    if torch.jit.is_scripting():",
+        f"        return {se}({maker}(x))",
+        "    else:",
+        f"        return _tail({se}, {maker}, x)",
+        "",
+    ]
 
 
 def _body(graph: fx.Graph) -> tuple[list[str], dict[str, Any]]:
