@@ -7,9 +7,11 @@ and a block of it pickles as its base class and that source.
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import importlib
 import inspect
+import itertools
 import linecache
 import operator
 from collections.abc import Callable, Sequence
@@ -51,19 +53,20 @@ class Code:
 class Insertion:
     """A call of the child `name` to be put on an edge; equal for equal blocks.
 
-    With `lean` the producer is a call of a module that ends with a normalisation, and the two calls become one.
+    `makers` are the calls that make its map, the last of them the producer, where they end with a normalisation and
+    perhaps activations: all these calls and the SE's become one.
     """
 
     name: str
     producer: str
     consumers: tuple[str, ...]
     late: bool
-    lean: bool = False
+    makers: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, name: str, edge: Edge, lean: bool) -> Insertion:
+    def of(cls, name: str, edge: Edge, makers: tuple[str, ...] = ()) -> Insertion:
         """The insertion of a child on an edge."""
-        return cls(name, edge.producer, edge.consumers, edge.late, lean)
+        return cls(name, edge.producer, edge.consumers, edge.late, makers)
 
 
 _classes: dict[tuple[type, Code], type[nn.Module]] = {}
@@ -89,7 +92,7 @@ def method_code(forms: Sequence[tuple[Trace, Sequence[Insertion]]]) -> Code:
     inserted = {new.name for _, insertions in forms for new in insertions}
     reads = {name: value for traced, _ in forms for name, value in traced.reads if name not in inserted}
     flags = [name for name in RECOMPUTING if reads.get(name) is False]
-    lines = [line for name, pair in helpers.items() for line in _helper(name, *pair)]
+    lines = [line for name, targets in helpers.items() for line in _helper(name, targets)]
     lines += [*_head(evaluating, flags), *_guards(evaluating), *_watch(reads, flags)]
     if bodies[0] == bodies[-1]:
         lines += bodies[0]
@@ -166,38 +169,38 @@ def insert(graph: fx.Graph, insertions: Sequence[Insertion]) -> fx.Graph:
         calls = [n for n in graph.nodes if n.op == "call_module" and n.target == insertion.name]
         if len(calls) != 1 or not calls[0].users:
             raise TraceError(f"{insertion.name!r} would be called {len(calls)} times, not once")
-        if insertion.lean and calls[0].args == (nodes.get(insertion.producer),):
-            _join(graph, calls[0])
+        _join(graph, [nodes[maker] for maker in insertion.makers], calls[0])
     return graph
 
 
-# Under this a node's `meta` has the two modules whose calls were made one: the SE's and the one in front of it.
+# Under this a node's `meta` has the modules whose calls were made one, the SE's last.
 _JOINED = "se_surgery_joined"
 
 
-def _join(graph: fx.Graph, call: fx.Node) -> None:
-    """Make one call of an SE's and of the module that makes its map, where that map goes nowhere else."""
-    (maker,) = call.args
-    assert isinstance(maker, fx.Node)
-    if len(maker.users) != 1 or len(maker.args) != 1 or maker.kwargs:
+def _join(graph: fx.Graph, makers: list[fx.Node], call: fx.Node) -> None:
+    """Make one call of an SE's and of those that make its map, where nothing else takes what is between them."""
+    calls = [*makers, call]
+    if not makers or any(set(one.users) != {following} for one, following in itertools.pairwise(calls)):
         return
-    with graph.inserting_before(maker):
-        joined = graph.call_module(f"_lean_{maker.target}_{call.target}".replace(".", "_"), maker.args)
-    joined.meta[_JOINED] = (call.target, maker.target)
+    targets = tuple(str(one.target) for one in calls)
+    with graph.inserting_before(makers[0]):
+        joined = graph.call_module("_lean_" + "_".join((targets[0], targets[-1])).replace(".", "_"), makers[0].args)
+    joined.meta[_JOINED] = targets
     call.replace_all_uses_with(joined)
-    graph.erase_node(call)
-    graph.erase_node(maker)
+    for one in reversed(calls):
+        graph.erase_node(one)
 
 
-def _helper(name: str, se: str, maker: str) -> list[str]:
-    """The method that makes the one call; TorchScript compiles the two."""
-    se, maker = (_format_target("self", module) for module in (se, maker))
+def _helper(name: str, targets: Sequence[str]) -> list[str]:
+    """The method that makes the one call; TorchScript compiles them all."""
+    *makers, se = (_format_target("self", target) for target in targets)
+    nested = functools.reduce(lambda inner, module: f"{module}({inner})", (*makers, se), "x")
     return [
         f"def {name}(self, x):",
         "    if torch.jit.is_scripting():",
-        f"        return {se}({maker}(x))",
+        f"        return {nested}",
         "    else:",
-        f"        return _tail({se}, {maker}, x)",
+        f"        return _tail({se}, ({', '.join(makers)},), x)",
         "",
     ]
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .anatomy import Anatomy
 from .codegen import FOLDING, RECOMPUTING, Code, Insertion, join, method_code, outer_code, subclass
 from .errors import PatientError
-from .lean import ends_in_norm
+from .lean import ends_in_norm, is_pointwise
 from .records import (
     IMPLANTS,
     OPERATIONS,
@@ -152,10 +152,26 @@ def _code(anatomy: Anatomy, block: nn.Module, path: str, calls: list[tuple[str, 
 
 
 def _insertion(view: nn.Module, block: nn.Module, traced: Trace, name: str, edge: Edge) -> Insertion:
-    """The insertion of a child on an edge; a lean one for an SE behind a normalisation."""
-    makers = [node.target for node in traced.graph.nodes if node.name == edge.producer and node.op == "call_module"]
-    lean = hasattr(block._modules[name], "lean") and any(ends_in_norm(view.get_submodule(maker)) for maker in makers)
-    return Insertion.of(name, edge, lean)
+    """The insertion of a child on an edge, with the calls that make its map where its lean form can use them."""
+    producer = next((node for node in traced.graph.nodes if node.name == edge.producer), None)
+    if producer is None or not hasattr(block._modules[name], "lean"):
+        return Insertion.of(name, edge)
+    return Insertion.of(name, edge, tuple(node.name for node in _makers(view, producer)))
+
+
+def _makers(view: nn.Module, producer: fx.Node) -> list[fx.Node]:
+    """The calls of children that end with a node, if that is a normalisation's output but for activations."""
+    nodes: list[fx.Node] = []
+    node: Any = producer
+    while isinstance(node, fx.Node) and node.op == "call_module" and len(node.args) == 1 and not node.kwargs:
+        nodes.insert(0, node)
+        modules = [view.get_submodule(str(node.target)) for node in nodes]
+        if ends_in_norm(*modules):
+            return nodes
+        if not is_pointwise(modules[0]):
+            break
+        (node,) = node.args
+    return []
 
 
 def append_operation(journal: Journal, model: nn.Module, operation: dict[str, Any]) -> None:

@@ -1,12 +1,12 @@
 """Lean: the SE in a form that keeps less for the backward pass, and takes less time there.
 
 In: an SE, the map it gates and, where a normalisation made that map, what it was made from. Out: the gated map, bit for
-bit that of the plain form. With c the input of the normalisation, and n positions a map:
+bit that of the plain form. With c the input of the normalisation, perhaps an activation, and n positions a map:
 
-    y = norm(c)     z = mean(y)     s = excite(z)     out = y * s
+    y = act(norm(c))     z = mean(y)     s = excite(z)     out = y * s
 
-- *c is kept, and not y.* Autograd keeps y for ds = sum(dout * y), and nothing else needs it: behind the SE follows an
-  addition, and the normalisation itself keeps c. So `_Scale` keeps c too, which is no memory, and makes y again.
+- *c is kept, and not y.* Autograd keeps y for ds = sum(dout * y), and for the activation's gradient. The normalisation
+  keeps c anyway, so `_Scale` and `_Activate` keep c too, which is no memory, and make y again from it.
 - *dy = s * dout + dz / n is made in one pass.* Autograd makes both terms as maps and adds them. `_Scale` hands the
   factors of its term back as the gradients of two outputs of `_Squeeze` that hold no values, and `_Squeeze`, whose
   turn comes when dz is known, puts the sum together. This pays where no normalisation made y, too; then y is kept.
@@ -18,7 +18,7 @@ to rounding. Whatever is not one backward pass in eager mode has the plain form:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -48,6 +48,7 @@ class Source(NamedTuple):
 
 
 SOURCE = "_se_source"
+_NOTHING: nn.Module = nn.Identity()
 
 
 # -------------------------------------------------------------------------------------------------------- when it runs
@@ -70,15 +71,16 @@ CLAUSES: dict[str, Callable[[Any, Tensor], bool]] = {
 # What has to hold of a normalisation and its input, besides, for that input to be kept.
 NORM_CLAUSES: dict[str, Callable[[Any, Tensor], bool]] = {
     "its class is known": lambda norm, c: type(norm) in _NORMS,
-    "neither activation nor dropout": lambda norm, c: _does_nothing(norm, "act") and _does_nothing(norm, "drop"),
+    "no dropout in it": lambda norm, c: type(getattr(norm, "drop", _NOTHING)) is nn.Identity,
+    "no activation in it that is not known": lambda norm, c: is_pointwise(getattr(norm, "act", _NOTHING)),
     "plain affine parameters": lambda norm, c: type(norm.weight) is type(norm.bias) is nn.Parameter,
     "parameters in full precision": lambda norm, c: norm.weight.dtype in (torch.float32, torch.float64),
     "a momentum": lambda norm, c: getattr(norm, "momentum", 0.0) is not None,
-    "nothing hangs on it": lambda norm, c: is_bare(norm),
+    "nothing hangs on it": lambda norm, c: all(map(is_bare, norm.modules())),
     "the input is needed": lambda norm, c: c.requires_grad or norm.weight.requires_grad,
     "the input is a batch of maps": lambda norm, c: c.dim() == 4 and c.numel() > c.shape[1],
-    # BatchNorm takes maps in half precision with parameters in full precision.
-    "dtypes agree": lambda norm, c: c.dtype == norm.weight.dtype or isinstance(norm, nn.BatchNorm2d),
+    # BatchNorm takes maps in half precision with parameters in full precision, and is the same under autocast.
+    "dtypes agree": lambda norm, c: isinstance(norm, nn.BatchNorm2d) or _agree(norm.weight, c),
 }
 
 
@@ -100,8 +102,13 @@ def is_bare(module: nn.Module) -> bool:
     return not any(hooks) and not replaced and not _has_any_global_hook()
 
 
-def _does_nothing(norm: nn.Module, name: str) -> bool:
-    return type(getattr(norm, name, None)) in (nn.Identity, type(None))
+def is_pointwise(module: nn.Module) -> bool:
+    """Whether a module is an activation that is known, or does nothing."""
+    return type(module) is nn.Identity or type(module) in _ACTIVATIONS
+
+
+def _agree(weight: Tensor, c: Tensor) -> bool:
+    return weight.dtype == c.dtype and not torch.is_autocast_enabled(c.device.type)
 
 
 # --------------------------------------------------------------------------------------------------------- what it does
@@ -119,42 +126,62 @@ def gated(se: Any, y: Tensor) -> Tensor:
     return _Scale.apply(y.detach(), gate, *factors, source.rebuild, *source.kept)  # type: ignore[no-any-return]
 
 
-def tail(se: nn.Module, maker: nn.Module, x: Tensor) -> Tensor:
-    """What `se(maker(x))` returns; rewritten blocks call this for an SE behind a normalisation.
+def tail(se: nn.Module, makers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """What an SE behind a normalisation returns; rewritten blocks call this in place of all these modules.
 
     Args:
         se: The SE.
-        maker: The module that makes its map: a normalisation, or one that ends with a normalisation.
-        x: The input of that module.
+        makers: The modules that make its map, one after the other. The last ones are a normalisation and perhaps
+            activations.
+        x: The input of the first of them.
     """
     if is_lean(se, x):
-        before, maker = _unrolled(maker)
+        (*before, norm), acts = _parts(makers, is_bare)
         for module in before:
             x = module(x)
-        if is_kept(maker, x):
-            y, rebuild, kept = _NORMS[type(maker)](maker, x)
-            setattr(y, SOURCE, Source(rebuild, kept, y._version))
-            return se(y)  # type: ignore[no-any-return]
-    return se(maker(x))  # type: ignore[no-any-return]
+        if is_kept(norm, x):
+            return se(_made(norm, acts, x))  # type: ignore[no-any-return]
+        makers = (norm, *acts)
+    for module in (*makers, se):
+        x = module(x)
+    return x
 
 
-def ends_in_norm(module: nn.Module) -> bool:
-    """Whether what a module returns was made by a normalisation of a known class."""
-    steps = _steps(module)
-    return ends_in_norm(steps[-1]) if steps else type(module) in _NORMS
+def ends_in_norm(*makers: nn.Module) -> bool:
+    """Whether some modules, called one after the other, end with a normalisation and perhaps activations."""
+    return type(_parts(makers, lambda module: True)[0][-1]) in _NORMS
 
 
-def _unrolled(module: nn.Module) -> tuple[list[nn.Module], nn.Module]:
-    """What comes down to calling a module: some modules to call one after the other, and the last one."""
-    before: list[nn.Module] = []
-    while is_bare(module) and (steps := _steps(module)):
-        before += steps[:-1]
-        module = steps[-1]
-    return before, module
+def _parts(
+    makers: Sequence[nn.Module], is_open: Callable[[nn.Module], bool]
+) -> tuple[list[nn.Module], list[nn.Module]]:
+    """What comes down to calling some modules one after the other: steps, and behind the last one activations."""
+    steps = [step for maker in makers for step in _steps(maker, is_open)]
+    acts: list[nn.Module] = []
+    while len(steps) > 1 and is_open(steps[-1]) and is_pointwise(steps[-1]):
+        acts.insert(0, steps.pop())
+    return steps, acts
 
 
-def _steps(module: nn.Module) -> list[nn.Module]:
-    return _CHAINS.get(type(module).forward, _no_steps)(module)
+def _steps(module: nn.Module, is_open: Callable[[nn.Module], bool]) -> list[nn.Module]:
+    chain = _CHAINS.get(type(module).forward)
+    inner = chain(module) if chain is not None and is_open(module) else []
+    return [step for one in inner for step in _steps(one, is_open)] or [module]
+
+
+def _made(norm: nn.Module, acts: Sequence[nn.Module], c: Tensor) -> Tensor:
+    """What a normalisation and activations make of c, with its source."""
+    y, rebuild, kept = _NORMS[type(norm)](norm, c)
+    for act in (getattr(norm, "act", _NOTHING), *acts):
+        if type(act) in _ACTIVATIONS:
+            y = _Activate.apply(y, act, rebuild, *kept)
+            rebuild = partial(_activated, act, rebuild)
+    setattr(y, SOURCE, Source(rebuild, kept, y._version))
+    return y
+
+
+def _activated(act: nn.Module, rebuild: Callable[..., Tensor], *kept: Tensor) -> Tensor:
+    return _ACTIVATIONS[type(act)].forward(act, rebuild(*kept))
 
 
 class _Squeeze(torch.autograd.Function):
@@ -197,6 +224,27 @@ class _Scale(torch.autograd.Function):
         return (None, product.sum_to_size(gate.shape), dout, gate, None, *(None for _ in kept))
 
 
+class _Activate(torch.autograd.Function):
+    """An activation that keeps what its input can be made from, and neither its input nor its output."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, act: nn.Module, rebuild: Callable[..., Tensor], *kept: Tensor) -> Tensor:
+        ctx.act, ctx.rebuild = act, rebuild
+        ctx.save_for_backward(*kept)
+        return act(a.detach())  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        kept = ctx.saved_tensors
+        return (
+            _ACTIVATIONS[type(ctx.act)].backward(ctx.act, dy, ctx.rebuild(*kept)),
+            None,
+            None,
+            *(None for _ in kept),
+        )
+
+
 # ----------------------------------------------------------------------------------------------------- what it knows of
 
 
@@ -225,11 +273,11 @@ def _batch_norm(norm: Any, c: Tensor) -> _Made:
 
 
 def _group_norm(norm: nn.GroupNorm, c: Tensor) -> _Made:
-    def rebuild(c: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def run(c: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.group_norm(c, groups, weight, bias, eps)
 
     groups, eps = norm.num_groups, norm.eps
-    return norm(c), rebuild, (c.detach(), norm.weight.detach(), norm.bias.detach())
+    return run(c, norm.weight, norm.bias), run, (c.detach(), norm.weight.detach(), norm.bias.detach())
 
 
 _NORMS: dict[type[nn.Module], Callable[[Any, Tensor], _Made]] = {
@@ -238,8 +286,20 @@ _NORMS: dict[type[nn.Module], Callable[[Any, Tensor], _Made]] = {
 }
 
 
-def _no_steps(module: nn.Module) -> list[nn.Module]:
-    return []
+class _Activation(NamedTuple):
+    """An activation by what it computes, never in place, and its gradient by that of its output and its input."""
+
+    forward: Callable[[Any, Tensor], Tensor]
+    backward: Callable[[Any, Tensor, Tensor], Tensor]
+
+
+_aten = torch.ops.aten
+_ACTIVATIONS: dict[type[nn.Module], _Activation] = {
+    nn.ReLU: _Activation(lambda act, a: F.relu(a), lambda act, dy, a: _aten.threshold_backward(dy, a, 0)),
+    nn.ReLU6: _Activation(lambda act, a: F.relu6(a), lambda act, dy, a: _aten.hardtanh_backward(dy, a, 0.0, 6.0)),
+    nn.SiLU: _Activation(lambda act, a: F.silu(a), lambda act, dy, a: _aten.silu_backward(dy, a)),
+    nn.Hardswish: _Activation(lambda act, a: F.hardswish(a), lambda act, dy, a: _aten.hardswish_backward(dy, a)),
+}
 
 
 def _conv_norm_act(module: Any) -> list[nn.Module]:

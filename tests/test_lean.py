@@ -112,11 +112,17 @@ def kept_bytes(model: nn.Module, x: Tensor) -> int:
 NORMS: dict[str, Callable[[], nn.Module]] = {
     "BatchNorm": a_norm,
     "BatchNorm that tracks nothing": lambda: a_norm(track_running_stats=False),
-    "timm's BatchNorm with activation, without it": lambda: a_norm(BatchNormAct2d, apply_act=False),
+    "timm's BatchNorm, its activation left out": lambda: a_norm(BatchNormAct2d, apply_act=False),
+    **{
+        f"timm's BatchNorm with {act.__name__}": lambda act=act: a_norm(BatchNormAct2d, act_layer=act)
+        for act in (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish)
+    },
+    "BatchNorm and activations": lambda: nn.Sequential(a_norm(), nn.Identity(), nn.SiLU(), nn.ReLU(inplace=True)),
     "GroupNorm": lambda: a_norm(lambda width: nn.GroupNorm(2, width)),
-    "timm's GroupNorm with activation, without it": lambda: a_norm(GroupNormAct, num_groups=3, apply_act=False),
+    "timm's GroupNorm with activation": lambda: a_norm(GroupNormAct, num_groups=3),
     "at the end of a Sequential": lambda: nn.Sequential(a_conv(), nn.Sequential(nn.ReLU(), a_norm())),
     "at the end of timm's ConvNormAct": lambda: randomise(ConvNormAct(WIDTH, WIDTH, 3, apply_act=False).double()),
+    "with an activation, at the end of it": lambda: randomise(ConvNormAct(WIDTH, WIDTH, 3).double()),
 }
 FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 
@@ -127,8 +133,8 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channel
 def test_a_tail_has_the_plain_forms_outputs_gradients_and_statistics(maker, training, memory_format):
     model = nn.ModuleList([maker(), an_se()]).train(training)
     plain, c = in_plain_form(model), maps().to(memory_format=memory_format)
-    mine = differentiated(lambda c: lean.tail(model[1], model[0], c), [model], c, ["c"])
-    other = differentiated(lambda c: lean.tail(plain[1], plain[0], c), [plain], c, [])
+    mine = differentiated(lambda c: lean.tail(model[1], (model[0],), c), [model], c, ["c"])
+    other = differentiated(lambda c: lean.tail(plain[1], (plain[0],), c), [plain], c, [])
     assert_equal_but_for_rounding(mine, other)
     assert list(map(str, model.buffers())) == list(map(str, plain.buffers()))
     assert mine[0].is_contiguous(memory_format=memory_format) and mine[1].is_contiguous(memory_format=memory_format)
@@ -148,7 +154,7 @@ SPECS: dict[str, dict[str, Any]] = {
 def test_every_excitation(spec):
     model = nn.ModuleList([a_norm(), an_se(**spec)])
     plain = in_plain_form(model)
-    mine = differentiated(lambda c: lean.tail(model[1], model[0], c), [model], maps(), ["c"])
+    mine = differentiated(lambda c: lean.tail(model[1], (model[0],), c), [model], maps(), ["c"])
     assert_equal_but_for_rounding(mine, differentiated(lambda c: plain[1](plain[0](c)), [plain], maps(), []))
 
 
@@ -170,7 +176,7 @@ def test_gradients_are_the_slopes_of_the_outputs(training):
     """Against finite differences, and not against another form of the same."""
     norm, se = a_norm(momentum=0.0).train(training), an_se()
     c = maps().requires_grad_()
-    assert torch.autograd.gradcheck(lambda c, *_: lean.tail(se, norm, c), (c, *norm.parameters(), *se.parameters()))
+    assert torch.autograd.gradcheck(lambda c, *_: lean.tail(se, (norm,), c), (c, *norm.parameters(), *se.parameters()))
 
 
 def test_by_hand():
@@ -203,7 +209,7 @@ def test_frozen_parts(frozen, input_learns):
     plain, gradients = in_plain_form(model), []
     for form in (model, plain):
         c = maps().requires_grad_(input_learns)
-        lean.tail(form[1], form[0], c).pow(3).sum().backward()
+        lean.tail(form[1], (form[0],), c).pow(3).sum().backward()
         gradients.append([tensor.grad for tensor in (c, *form.parameters())])
     for mine, other in zip(*gradients, strict=True):
         assert (mine is None) == (other is None)
@@ -364,9 +370,12 @@ NORM_BREAKS: dict[str, tuple[str, tuple[Callable[[], nn.Module], torch.dtype, bo
     "a parametrization": ("its class is known", (parametrized, DOUBLE, True)),
     "another kind": ("its class is known", (lambda: a_norm(nn.InstanceNorm2d, affine=True), DOUBLE, True)),
     "synchronised": ("its class is known", (lambda: a_norm(nn.SyncBatchNorm).eval(), DOUBLE, True)),
-    "an activation": ("neither activation nor dropout", (lambda: a_norm(BatchNormAct2d), DOUBLE, True)),
+    "another activation": (
+        "no activation in it that is not known",
+        (lambda: a_norm(BatchNormAct2d, act_layer=nn.PReLU), DOUBLE, True),
+    ),
     "a dropout": (
-        "neither activation nor dropout",
+        "no dropout in it",
         (lambda: a_norm(BatchNormAct2d, apply_act=False, drop_layer=lambda: nn.Dropout(0.0)), DOUBLE, True),
     ),
     "not affine": ("plain affine parameters", (lambda: a_norm(affine=False), DOUBLE, True)),
@@ -389,7 +398,7 @@ def test_a_clause_of_the_normalisation_that_does_not_hold_leaves_it_to_itself(ca
     norm, se = make(), an_se().to(dtype)
     other = copied(norm)
     c = maps().to(dtype).requires_grad_(learns)
-    out = lean.tail(se, norm, c)
+    out = lean.tail(se, (norm,), c)
     assert recorded() == {clause} and kept_by(out) == ["y"]
     assert torch.equal(out, in_plain_form(se)(other(c)))
     assert list(map(str, norm.buffers())) == list(map(str, other.buffers()))
@@ -404,14 +413,14 @@ NO_MAPS = {
 @pytest.mark.parametrize(("size", "error"), NO_MAPS.values(), ids=NO_MAPS)
 def test_an_input_that_is_no_batch_of_maps_is_the_normalisations_own_business(size, error, recorded):
     with pytest.raises(ValueError, match=error):
-        lean.tail(an_se(), a_norm(), maps(size=size).requires_grad_())
+        lean.tail(an_se(), (a_norm(),), maps(size=size).requires_grad_())
     assert recorded() == {"the input is a batch of maps"}
 
 
 def test_a_hook_for_all_modules_counts(recorded):
     handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
     try:
-        lean.tail(an_se(), a_norm(), maps().requires_grad_())
+        lean.tail(an_se(), (a_norm(),), maps().requires_grad_())
     finally:
         handle.remove()
     assert recorded() == {"nothing hangs on it"}
@@ -420,7 +429,7 @@ def test_a_hook_for_all_modules_counts(recorded):
 def test_a_default_device_is_no_reason_against_it():
     torch.set_default_device("cpu")
     try:
-        assert kept_by(lean.tail(an_se(), a_norm(), maps().requires_grad_())) == ["c"]
+        assert kept_by(lean.tail(an_se(), (a_norm(),), maps().requires_grad_())) == ["c"]
     finally:
         torch.set_default_device(None)
 
@@ -429,7 +438,7 @@ def test_a_default_device_is_no_reason_against_it():
 def test_hooks_on_a_chain_run(register):
     chain, ran = nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 1), nn.BatchNorm2d(WIDTH)).double(), []
     getattr(chain, register)(lambda *_: ran.append(1))
-    assert kept_by(lean.tail(an_se(), chain, maps())) == ["y"]
+    assert kept_by(lean.tail(an_se(), (chain,), maps())) == ["y"]
     assert ran == [1]
 
 
@@ -449,7 +458,7 @@ def test_a_gate_of_another_shape(change):
     model = nn.ModuleList([a_norm(), an_se()])
     model[1].gate = Changed(change)
     plain = in_plain_form(model)
-    mine = differentiated(lambda c: lean.tail(model[1], model[0], c), [model], maps(), [])
+    mine = differentiated(lambda c: lean.tail(model[1], (model[0],), c), [model], maps(), [])
     assert_equal_but_for_rounding(mine, differentiated(lambda c: plain[1](plain[0](c)), [plain], maps(), []))
 
 
@@ -550,7 +559,7 @@ def test_autocast(dtype):
         c.grad = None
         c.requires_grad_()
         with torch.autocast("cpu", dtype=dtype):
-            out = lean.tail(form, norm.eval(), conv(c))
+            out = lean.tail(form, (norm.eval(),), conv(c))
         assert out.dtype == dtype and kept_by(out) == (["c"] if form is se else [])
         out.float().square().sum().backward()
         gradients.append((out, c.grad))
@@ -594,7 +603,7 @@ class Tail(nn.Module):
         self.conv, self.norm, self.se = a_conv(), a_norm().eval(), an_se()
 
     def forward(self, x: Tensor) -> Tensor:
-        return lean.tail(self.se, self.norm, self.conv(x))
+        return lean.tail(self.se, (self.norm,), self.conv(x))
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
@@ -699,7 +708,7 @@ class Identified(nn.Module):
 def test_another_module_in_the_ses_place_is_called_as_it_is():
     norm, c = a_norm().eval(), maps().requires_grad_()
     for other in (nn.Identity(), Identified(), nn.Sequential(an_se())):
-        assert torch.equal(lean.tail(other, norm, c), other(norm(c)))
+        assert torch.equal(lean.tail(other, (norm,), c), other(norm(c)))
 
 
 def exported(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:

@@ -629,7 +629,7 @@ def test_verify_passes_on_operated_models(name):
 
 
 # Three ways in which a rewritten forward could be wrong: what stands in it instead of SE and normalisation.
-CALL = "_tail(self.se, self.bn2, x)"
+CALL = "_tail(self.se, (self.bn2,), x)"
 BROKEN = {
     "an SE is never called": "self.bn2(x)",
     "an SE is called twice": f"self.se({CALL})",

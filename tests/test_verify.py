@@ -503,7 +503,7 @@ def test_a_forward_that_is_written_wrongly_is_seen(written):
 
 def rewrite(block: nn.Module, written: str) -> None:
     code = getattr(type(block), CODE)
-    call = "_tail(self.se, self.bn2, x)"
+    call = "_tail(self.se, (self.bn2,), x)"
     assert code.source.count(call) == 1
     origins = (*code.origins, ("torch", "torch", ""))
     wrong = dataclasses.replace(
