@@ -184,7 +184,7 @@ def _join(graph: fx.Graph, makers: list[fx.Node], call: fx.Node) -> None:
         return
     targets = tuple(str(one.target) for one in calls)
     with graph.inserting_before(makers[0]):
-        joined = graph.call_module("_lean_" + "_".join((targets[0], targets[-1])).replace(".", "_"), makers[0].args)
+        joined = graph.call_module("_lean_" + "_".join(targets).replace(".", "_"), makers[0].args)
     joined.meta[_JOINED] = targets
     call.replace_all_uses_with(joined)
     for one in reversed(calls):

@@ -25,10 +25,11 @@ from typing import Any, NamedTuple
 import torch
 from timm.layers import BatchNormAct2d, ConvNormAct, GroupNorm, GroupNormAct
 from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as hooks
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
@@ -49,6 +50,12 @@ class Source(NamedTuple):
 
 SOURCE = "_se_source"
 _NOTHING: nn.Module = nn.Identity()
+_GLOBAL_HOOKS = (
+    hooks._global_forward_hooks,
+    hooks._global_forward_pre_hooks,
+    hooks._global_backward_hooks,
+    hooks._global_backward_pre_hooks,
+)
 
 
 # -------------------------------------------------------------------------------------------------------- when it runs
@@ -97,9 +104,9 @@ def is_kept(norm: nn.Module, c: Tensor) -> bool:
 
 def is_bare(module: nn.Module) -> bool:
     """Whether calling a module is calling its class's forward, and nothing else."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     replaced = "forward" in module.__dict__ or module._compiled_call_impl is not None
-    return not any(hooks) and not replaced and not _has_any_global_hook()
+    return not any(own) and not any(_GLOBAL_HOOKS) and not replaced
 
 
 def is_pointwise(module: nn.Module) -> bool:
@@ -220,7 +227,9 @@ class _Scale(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         gate, *kept = ctx.saved_tensors
         y = ctx.rebuild(*kept)
-        product = y * dout if y is kept[0] else y.mul_(dout)
+        # One gradient for many, as of `torch.autograd.grad(..., is_grads_batched=True)`, does not fit in place.
+        many = is_batchedtensor(dout) or is_legacy_batchedtensor(dout)
+        product = y * dout if many or y is kept[0] else y.mul_(dout)
         return (None, product.sum_to_size(gate.shape), dout, gate, None, *(None for _ in kept))
 
 
