@@ -7,9 +7,11 @@ and a block of it pickles as its base class and that source.
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import importlib
 import inspect
+import itertools
 import linecache
 import operator
 from collections.abc import Callable, Sequence
@@ -19,11 +21,12 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.graph import CodeGen
+from torch.fx.graph import CodeGen, _format_target
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from .errors import SurgeryError, TraceError
+from .lean import tail
 from .records import CODE, Edge
 from .trace import Argument, Trace, is_plain
 
@@ -48,17 +51,22 @@ class Code:
 
 @dataclass(frozen=True)
 class Insertion:
-    """A call of the child `name` to be put on an edge; equal for equal blocks."""
+    """A call of the child `name` to be put on an edge; equal for equal blocks.
+
+    `makers` are the calls that make its map, the last of them the producer, where they end with a normalisation and
+    perhaps activations: all these calls and the SE's become one.
+    """
 
     name: str
     producer: str
     consumers: tuple[str, ...]
     late: bool
+    makers: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, name: str, edge: Edge) -> Insertion:
+    def of(cls, name: str, edge: Edge, makers: tuple[str, ...] = ()) -> Insertion:
         """The insertion of a child on an edge."""
-        return cls(name, edge.producer, edge.consumers, edge.late)
+        return cls(name, edge.producer, edge.consumers, edge.late, makers)
 
 
 _classes: dict[tuple[type, Code], type[nn.Module]] = {}
@@ -73,22 +81,25 @@ def method_code(forms: Sequence[tuple[Trace, Sequence[Insertion]]]) -> Code:
     Raises:
         TraceError: An edge is not in the graph, or a name cannot be found again by import.
     """
-    bodies, names = [], {}
+    bodies, names, helpers = [], {}, {}
     evaluating = forms[0][0]
     for traced, insertions in forms:
         graph = insert(traced.graph, insertions)
         text, found = _body(graph)
         bodies.append(_bindings(traced) + text)
         names.update(found)
+        helpers.update({node.target: node.meta[_JOINED] for node in graph.nodes if _JOINED in node.meta})
     inserted = {new.name for _, insertions in forms for new in insertions}
     reads = {name: value for traced, _ in forms for name, value in traced.reads if name not in inserted}
     flags = [name for name in RECOMPUTING if reads.get(name) is False]
-    lines = [*_head(evaluating, flags), *_guards(evaluating), *_watch(reads, flags)]
+    lines = [line for name, targets in helpers.items() for line in _helper(name, targets)]
+    lines += [*_head(evaluating, flags), *_guards(evaluating), *_watch(reads, flags)]
     if bodies[0] == bodies[-1]:
         lines += bodies[0]
     else:
         lines += ["    if self.training:", *("    " + line if line else line for line in bodies[1]), *bodies[0]]
-    names |= {"_refuse": refuse_argument, "_changed": refuse_change, "_recomputed": recomputed, "torch": torch}
+    names |= {"_refuse": refuse_argument, "_changed": refuse_change, "_recomputed": recomputed, "_tail": tail}
+    names |= {"torch": torch}
     source = "\n".join(lines) + "\n"
     compiled = compile(source, "<check>", "exec").co_consts
     used = {name for code in compiled if isinstance(code, CodeType) for name in code.co_names}
@@ -158,7 +169,40 @@ def insert(graph: fx.Graph, insertions: Sequence[Insertion]) -> fx.Graph:
         calls = [n for n in graph.nodes if n.op == "call_module" and n.target == insertion.name]
         if len(calls) != 1 or not calls[0].users:
             raise TraceError(f"{insertion.name!r} would be called {len(calls)} times, not once")
+        _join(graph, [nodes[maker] for maker in insertion.makers], calls[0])
     return graph
+
+
+# Under this a node's `meta` has the modules whose calls were made one, the SE's last.
+_JOINED = "se_surgery_joined"
+
+
+def _join(graph: fx.Graph, makers: list[fx.Node], call: fx.Node) -> None:
+    """Make one call of an SE's and of those that make its map, where nothing else takes what is between them."""
+    calls = [*makers, call]
+    if not makers or any(set(one.users) != {following} for one, following in itertools.pairwise(calls)):
+        return
+    targets = tuple(str(one.target) for one in calls)
+    with graph.inserting_before(makers[0]):
+        joined = graph.call_module("_lean_" + "_".join(targets).replace(".", "_"), makers[0].args)
+    joined.meta[_JOINED] = targets
+    call.replace_all_uses_with(joined)
+    for one in reversed(calls):
+        graph.erase_node(one)
+
+
+def _helper(name: str, targets: Sequence[str]) -> list[str]:
+    """The method that makes the one call; TorchScript compiles them all."""
+    *makers, se = (_format_target("self", target) for target in targets)
+    nested = functools.reduce(lambda inner, module: f"{module}({inner})", (*makers, se), "x")
+    return [
+        f"def {name}(self, x):",
+        "    if torch.jit.is_scripting():",
+        f"        return {nested}",
+        "    else:",
+        f"        return _tail({se}, ({', '.join(makers)},), x)",
+        "",
+    ]
 
 
 def _body(graph: fx.Graph) -> tuple[list[str], dict[str, Any]]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .anatomy import Anatomy
 from .codegen import FOLDING, RECOMPUTING, Code, Insertion, join, method_code, outer_code, subclass
 from .errors import PatientError
+from .lean import ends_in_norm, is_pointwise
 from .records import (
     IMPLANTS,
     OPERATIONS,
@@ -25,7 +26,7 @@ from .records import (
     original_class,
     original_state,
 )
-from .trace import shallow_view
+from .trace import Trace, shallow_view
 
 # Where a module keeps its children and tensors: containers that are changed in place.
 _GROUPS = ("_modules", "_parameters", "_buffers")
@@ -139,7 +140,7 @@ def _code(anatomy: Anatomy, block: nn.Module, path: str, calls: list[tuple[str, 
         for mode in ("evaluation", "training"):
             traced = anatomy.traced(view, observed, method, mode == "training")
             here = [(name, edge) for name, edge in calls if edge.method == method and edge.mode in ("both", mode)]
-            forms.append((traced, tuple(Insertion.of(name, edge) for name, edge in here)))
+            forms.append((traced, tuple(_insertion(view, block, traced, name, edge) for name, edge in here)))
         key = tuple((id(traced), insertions) for traced, insertions in forms)
         if key not in anatomy.codes:
             # Flags to recompute, and branches that are folded into one, are what a trace would freeze.
@@ -148,6 +149,29 @@ def _code(anatomy: Anatomy, block: nn.Module, path: str, calls: list[tuple[str, 
             anatomy.codes[key] = outer or method_code(forms[:1] if key[0] == key[1] else forms)
         codes.append(anatomy.codes[key])
     return join(codes)
+
+
+def _insertion(view: nn.Module, block: nn.Module, traced: Trace, name: str, edge: Edge) -> Insertion:
+    """The insertion of a child on an edge, with the calls that make its map where its lean form can use them."""
+    producer = next((node for node in traced.graph.nodes if node.name == edge.producer), None)
+    if producer is None or not hasattr(block._modules[name], "lean"):
+        return Insertion.of(name, edge)
+    return Insertion.of(name, edge, tuple(node.name for node in _makers(view, producer)))
+
+
+def _makers(view: nn.Module, producer: fx.Node) -> list[fx.Node]:
+    """The calls of children that end with a node, if that is a normalisation's output but for activations."""
+    nodes: list[fx.Node] = []
+    node: Any = producer
+    while isinstance(node, fx.Node) and node.op == "call_module" and len(node.args) == 1 and not node.kwargs:
+        nodes.insert(0, node)
+        modules = [view.get_submodule(str(node.target)) for node in nodes]
+        if ends_in_norm(*modules):
+            return nodes
+        if not is_pointwise(modules[0]):
+            break
+        (node,) = node.args
+    return []
 
 
 def append_operation(journal: Journal, model: nn.Module, operation: dict[str, Any]) -> None:

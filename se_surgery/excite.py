@@ -19,7 +19,10 @@ from typing import NamedTuple
 import torch
 from timm.layers import create_act_layer, create_attn, make_divisible
 from torch import Tensor, nn
+from torch._jit_internal import is_scripting
 from torch.utils.flop_counter import FlopCounterMode
+
+from .lean import gated, is_lean
 
 
 class Gate(NamedTuple):
@@ -107,6 +110,9 @@ class SqueezeExcite(nn.Module):
         True
     """
 
+    # Whether it runs in the form that keeps less for the backward pass, where it can (see `lean`).
+    lean = True
+
     def __init__(
         self,
         spec: SESpec,
@@ -143,9 +149,11 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate the channels of `x`."""
+        # TorchScript reads the first condition and leaves out what stands behind it.
+        if not is_scripting():  # noqa: SIM102
+            if is_lean(self, x):
+                return gated(self, x)
         gate = self.excite(self.pool(x))
-        if self.gate_scale != 1.0:
-            gate = gate * self.gate_scale
         if self.mix is None:
             return x * gate
         return x + self.mix * (x * gate - x)
@@ -155,11 +163,12 @@ class SqueezeExcite(nn.Module):
         return x.amax(self.axes, keepdim=True) if self.squeeze == "max" else x.mean(self.axes, keepdim=True)
 
     def excite(self, z: Tensor) -> Tensor:
-        """The excitation: a gate a channel from the squeezed map, in its rank and layout."""
+        """The excitation: a scaled gate a channel from the squeezed map, in its rank and layout."""
         if len(self.axes) == 2 and not self.channels_last:
-            return self.gate(self.fc2(self.act(self.fc1(z))))  # type: ignore[no-any-return]
-        flat = z.flatten(1)[:, :, None, None]
-        return self.gate(self.fc2(self.act(self.fc1(flat)))).reshape(z.shape)  # type: ignore[no-any-return]
+            gate = self.gate(self.fc2(self.act(self.fc1(z))))
+        else:
+            gate = self.gate(self.fc2(self.act(self.fc1(z.flatten(1)[:, :, None, None])))).reshape(z.shape)
+        return gate if self.gate_scale == 1.0 else gate * self.gate_scale  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         """What differs from the paper's module."""

@@ -43,7 +43,7 @@ def add_se(
     existing: str = "skip",
     name: str = "se",
     example_input: Any = None,
-    lean: bool = False,
+    lean: bool = True,
     inplace: bool = True,
 ) -> nn.Module:
     """Put squeeze-and-excitation modules into a CNN, in place, and return it.
@@ -73,7 +73,9 @@ def add_se(
         name: Name of the child module.
         example_input: (C, H, W), a tensor with its batch axis, or a tuple of arguments, to look at the model with. By
             default the size in timm's `pretrained_cfg`, or one that works.
-        lean: Only False: SEs run in the plain form. A form that saves less for the backward pass is to come.
+        lean: Whether the SEs keep less for the backward pass, and take less time there: a matter of how they run, which
+            can be switched later by their attribute `lean`, and no part of the architecture. Outputs are the plain
+            form's bit for bit, gradients up to rounding. What a lean SE cannot do is a gradient of a gradient.
         inplace: Operate on the model itself, or on a copy.
 
     Returns:
@@ -90,11 +92,15 @@ def add_se(
     Source: Hu et al., Squeeze-and-Excitation Networks, arXiv 1709.01507, sections 3 and 6.4.
     """
     options = check_options(**option_arguments(locals()))
-    if lean is not False:
-        raise OptionError(f"lean={lean!r}: there is no lean form of the SE yet. Leave it out, or take lean=False.")
+    if not isinstance(lean, bool):
+        raise OptionError(f"lean={lean!r} is neither True nor False. Leave it out, or take lean=False.")
     if not inplace:
         model = copied(model)
-    return graft(model, make_plan(Exam(model, example_input), options))
+    plan = make_plan(Exam(model, example_input), options)
+    graft(model, plan)
+    for site in plan.sites if not lean else ():
+        vars(model.get_submodule(site.path))["lean"] = False
+    return model
 
 
 def copied(model: nn.Module) -> nn.Module:

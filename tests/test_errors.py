@@ -995,8 +995,9 @@ def test_verify_refuses_a_block_rewritten_wrongly_and_leaves_it(case):
     assert all(check.passed is not False for check in verify(model, thorough=False).checks)
     block = model.layers[1]
     code = original_code(block)
-    assert code.source.count("self.se(bn2)") == 1
-    wrong = dataclasses.replace(code, source=code.source.replace("self.se(bn2)", written))
+    call = "_tail(self.se, (self.bn2,), x)"
+    assert code.source.count(call) == 1
+    wrong = dataclasses.replace(code, source=code.source.replace(call, f"[bn2 := self.bn2(x), {written}][1]"))
     block.__class__ = subclass(toys.Basic, wrong)
     before = snapshot(model, random=True)
     with pytest.raises(VerifyError) as caught:

@@ -628,11 +628,12 @@ def test_verify_passes_on_operated_models(name):
     assert report.checks and all(check.passed is not False for check in report.checks)
 
 
-# Three ways in which a rewritten forward could be wrong: what stands in it instead of `self.se(bn2)`.
+# Three ways in which a rewritten forward could be wrong: what stands in it instead of SE and normalisation.
+CALL = "_tail(self.se, (self.bn2,), x)"
 BROKEN = {
-    "an SE is never called": "bn2",
-    "an SE is called twice": "self.se(self.se(bn2))",
-    "the branch is not what it was": "self.se(bn2) * 2",
+    "an SE is never called": "self.bn2(x)",
+    "an SE is called twice": f"self.se({CALL})",
+    "the branch is not what it was": f"{CALL} * 2",
 }
 
 
@@ -642,8 +643,8 @@ def test_verify_sees_what_is_broken(instead):
     verify(model, (3, 64, 64), thorough=False)
     block = model.layer2[1]
     code = getattr(type(block), records.CODE)
-    assert code.source.count("self.se(bn2)") == 1
-    broken = dataclasses.replace(code, source=code.source.replace("self.se(bn2)", instead))
+    assert code.source.count(CALL) == 1
+    broken = dataclasses.replace(code, source=code.source.replace(CALL, instead))
     block.__class__ = codegen.subclass(timm.models.resnet.BasicBlock, broken)
     with pytest.raises(VerifyError):
         verify(model, (3, 64, 64), thorough=False)
