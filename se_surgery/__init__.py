@@ -38,7 +38,9 @@ _HOMES = {
     "excited": ("Excitations", "Gates", "excitations"),
     "export": ("export_se",),
     "find": ("SESite",),
+    "freezing": ("freeze_base", "unfreeze_base"),
     "graft": ("add_se",),
+    "grouping": ("param_groups",),
     "load": ("LoadReport", "load_se"),
     "plan": ("Plan", "Site", "Skipped"),
     "planner": ("plan_se",),
@@ -79,7 +81,10 @@ if TYPE_CHECKING:
     from .excited import excitations as excitations
     from .export import export_se as export_se
     from .find import SESite as SESite
+    from .freezing import freeze_base as freeze_base
+    from .freezing import unfreeze_base as unfreeze_base
     from .graft import add_se as add_se
+    from .grouping import param_groups as param_groups
     from .load import LoadReport as LoadReport
     from .load import load_se as load_se
     from .plan import Plan as Plan

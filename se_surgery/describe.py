@@ -23,7 +23,7 @@ from .catalog import torchvision_facts
 from .config import FORMAT, check_config
 from .errors import OptionError
 from .recipe import recipe_of
-from .records import base_of, implants
+from .records import base_of, implanted
 from .schema import ARGUMENTS, check_recipe
 
 # Fields of timm's `pretrained_cfg`, without those that say where weights were once read from, or how.
@@ -55,8 +55,8 @@ def base_name(model: nn.Module, base: Any) -> str:
 
 def _candidates(model: nn.Module) -> list[str]:
     """Names of torchvision's networks that have the model's keys and shapes, but for its SEs and its last layer."""
-    ours = [f"{path}.{record.name}.".lstrip(".") for path, host in model.named_modules() for record in implants(host)]
-    mine = {key: value.shape for key, value in model.state_dict().items() if not key.startswith(tuple(ours) or "\0")}
+    ours = tuple(f"{path}." for path in implanted(model))
+    mine = {key: value.shape for key, value in model.state_dict().items() if not key.startswith(ours)}
     found = []
     for name in torchvision_names(type(model).__module__):
         if torchvision_facts(name.removeprefix(TORCHVISION)) is None:

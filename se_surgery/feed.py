@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from .errors import DataError, OptionError, PatientError
 from .exam import refuse_unfit
 from .shards import first_times
+from .wrappers import unwrapped
 
 # Under which names batches that are mappings hold their images and labels.
 _IMAGES = ("image", "images", "pixel_values", "img", "input", "x")
 _LABELS = ("label", "labels", "target", "targets", "y")
-# What a model may be in when it is only looked at, and where the model is then.
-_WRAPPERS = {"DistributedDataParallel": "module", "DataParallel": "module", "OptimizedModule": "_orig_mod"}
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,7 @@ def runnable(model: nn.Module) -> nn.Module:
     Raises:
         PatientError: It is no model, otherwise wrapped, or has no values to run with.
     """
-    while type(model).__name__ in _WRAPPERS:
-        model = getattr(model, _WRAPPERS[type(model).__name__])
+    model = unwrapped(model)
     refuse_unfit(model)
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise PatientError("The model is on the meta device and cannot be run. Load its weights first.")

@@ -29,9 +29,8 @@ from .pair import noise, randomise, reproducible, twin
 from .sources import Checkpoint
 from .strict import problems
 from .tensorfile import tensors_of
+from .wrappers import unwrapped
 
-# What is left of a model by a wrapper, by the wrapper's name.
-_INSIDE = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
 _SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
 _FEATURES = (FeatureListNet, FeatureDictNet, FeatureHookNet, FeatureGraphNet)
 
@@ -112,8 +111,7 @@ def _costs(model: nn.Module, example_input: Any) -> Costs | None:
 
 def _bare(model: nn.Module) -> nn.Module:
     """The model itself, out of what wraps it and without hooks, which are the user's; it shares the values."""
-    while isinstance(model, nn.Module) and type(model).__name__ in _INSIDE:
-        model = getattr(model, _INSIDE[type(model).__name__])
+    model = unwrapped(model)
     if not isinstance(model, nn.Module) or isinstance(model, _FEATURES):
         raise PatientError(f"A {type(model).__name__} cannot be saved. Give the whole network that it was made of.")
     sharded = next((m for m in model.modules() if {c.__name__ for c in type(m).__mro__} & _SHARDED), None)

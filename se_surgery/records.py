@@ -1,8 +1,8 @@
 """Records: what this library leaves in a module it operated on, so that it can be found, undone and operated on again.
 
 An operated block carries a list of `Implant`s in its `__dict__` (plain data, it survives deepcopy and pickle), and a
-module out of which a native SE was taken carries that SE in `REPLACED`. The model itself carries its operations, and
-the name of its base where this library created it.
+module out of which a native SE was taken carries that SE in `REPLACED`. In `FROZEN` a frozen module carries what it was
+like before. The model itself carries its operations, and the name of its base where this library created it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ REPLACED = "_se_replaced"
 OPERATIONS = "_se_operations"
 CODE = "_se_code"
 BASE = "_se_base"
+FROZEN = "_se_frozen"
 
 # Stands in `Implant.before` for an attribute that did not exist.
 ABSENT = "absent"
@@ -105,6 +106,16 @@ def base_of(model: nn.Module) -> str | None:
 def implants(block: nn.Module) -> list[Implant]:
     """The implants of one block, oldest first."""
     return list(block.__dict__.get(IMPLANTS, ()))
+
+
+def implanted(model: nn.Module) -> list[str]:
+    """Paths of the SEs that this library put into a model.
+
+    Example:
+        >>> implanted(add_se(timm.create_model("resnet18")))[:2]
+        ['layer1.0.se', 'layer1.1.se']
+    """
+    return [f"{path}.{one.name}".lstrip(".") for path, host in model.named_modules() for one in implants(host)]
 
 
 def is_implant(parent: nn.Module | None, name: str) -> bool:

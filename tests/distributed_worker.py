@@ -24,7 +24,20 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from se_surgery import PatientError, SqueezeExcite, add_se, excitations, find_se, plan_se, recipe_of, records, strip_se
+from se_surgery import (
+    PatientError,
+    SqueezeExcite,
+    add_se,
+    excitations,
+    find_se,
+    freeze_base,
+    param_groups,
+    plan_se,
+    recipe_of,
+    records,
+    strip_se,
+    unfreeze_base,
+)
 
 try:
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -199,6 +212,54 @@ def error_of(action: Callable[[], Any]) -> str:
     return "no error"
 
 
+# ------------------------------------------------------------------------------------------------------ fine-tuning
+
+
+def tunable() -> nn.Module:
+    """An operated network with BatchNorm, in double precision."""
+    return open_gates(add_se(narrow(), r=4), 0).double().train()
+
+
+def tuned(
+    model: nn.Module, wrap: Callable[[nn.Module], nn.Module], data: list[tuple[Tensor, Tensor]]
+) -> dict[str, Any]:
+    """First the SEs learn by themselves, then all but the BatchNorms' statistics; the weights after each."""
+    found: dict[str, Any] = {"groups": []}
+    for phase in ("SEs", "all"):
+        if phase == "SEs":
+            freeze_base(model)
+        else:
+            # Statistics of parts of a batch are not those of the whole: they stay, and parameters learn.
+            unfreeze_base(model).eval()
+        parallel = wrap(model)
+        groups = param_groups(parallel, lr=0.01, se_lr=0.02, weight_decay=0.01, layer_decay=0.9)
+        optimizer = torch.optim.SGD(groups, momentum=0.9)
+        for x, y in data:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(parallel(x), y).backward()
+            optimizer.step()
+        found["groups"] += [(group["name"], group["param_names"]) for group in groups]
+        found[phase] = get_model_state_dict(model, options=WHOLE) if is_sharded(model) else values(model)
+    return found
+
+
+def ddp_tuned(rank: int) -> dict[str, Any]:
+    """Each phase has a wrapper of its own; inside of one it is too late."""
+    wrapped = DistributedDataParallel(tunable())
+    refused = [error_of(partial(verb, wrapped)) for verb in (freeze_base, unfreeze_base)]
+    return tuned(tunable(), DistributedDataParallel, my_batches(rank)) | {"refused": refused}
+
+
+def fsdp_tuned(rank: int) -> dict[str, Any]:
+    """The same shards in both phases."""
+    model = sharded(freeze_base(tunable()), "blocks")
+    return tuned(model, lambda model: model, my_batches(rank))
+
+
+def is_sharded(model: nn.Module) -> bool:
+    return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
 # ------------------------------------------------------------------------------------------------------------ FSDP2
 
 
@@ -314,7 +375,7 @@ def refused(rank: int) -> dict[str, Any]:
 
 def snapshot_of(model: nn.Module) -> dict[str, Any]:
     """The state of a model; where FSDP2 scattered it, its classes and what this process holds."""
-    if not any(isinstance(module, FSDPModule) for module in model.modules()):
+    if not is_sharded(model):
         return snapshot(model)
     state: dict[str, Any] = {path: (type(module), list(module._modules)) for path, module in model.named_modules()}
     return state | {f"{name}:": digest(held(p)) for name, p in model.named_parameters()}
@@ -407,6 +468,8 @@ JOBS: dict[str, dict[str, Part]] = {
         "ddp batchnorm": ddp_batchnorm,
         "ddp unused": ddp_unused,
         "ddp operated inside": ddp_operated_inside,
+        "ddp tuned": ddp_tuned,
+        "fsdp tuned": fsdp_tuned,
         **{f"fsdp {units}": fsdp(units) for units in SHARDED},
         "fsdp from meta": fsdp_from_meta,
         "fsdp bfloat16": fsdp_bfloat16,

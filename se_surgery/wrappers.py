@@ -1,0 +1,24 @@
+"""Wrappers: what a model may be in, and the model itself.
+
+In: a model, perhaps in DataParallel, DistributedDataParallel or torch.compile. Out: the model that they hold. They are
+known by name: importing torch.distributed's to compare classes would cost more than the surgery.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Where a wrapper holds the model.
+_INSIDE = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
+
+
+def unwrapped(model: Any) -> Any:
+    """The model itself, out of DataParallel, DistributedDataParallel and torch.compile; it need not be in any.
+
+    Example:
+        >>> unwrapped(torch.compile(model)) is model
+        True
+    """
+    while type(model).__name__ in _INSIDE:
+        model = getattr(model, _INSIDE[type(model).__name__])
+    return model
