@@ -101,7 +101,9 @@ def _root(
 
 @app.command(
     epilog=_examples(
-        "se-surgery plan resnet50", "se-surgery plan efficientnet_b0 --existing replace --r 3=8,4=16 --json"
+        "se-surgery plan resnet50",
+        "se-surgery plan efficientnet_b0 --existing replace --r 3=8,4=16 --json",
+        "se-surgery plan densenet121 --placement inner --draw densenet121.svg",
     )
 )
 @cli.takes_surgery
@@ -109,6 +111,7 @@ def plan(
     model: cli.Model,
     size: cli.Size = None,
     pretrained: cli.Pretrained = False,
+    draw: cli.Draw = None,
     as_json: cli.Json = False,
     **options: Any,
 ) -> None:
@@ -116,6 +119,9 @@ def plan(
     patient = _patient(model, pretrained, size)
     with _progress("Looking at the model"):
         planned = plan_se(patient.model, **options, example_input=size)
+    if draw is not None:
+        with _progress(f"Drawing {draw}"):
+            planned.draw(draw)
     _say(as_json, planned.to_dict(), plan_text(planned))
 
 

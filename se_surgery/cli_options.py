@@ -184,6 +184,10 @@ CardTag = Annotated[
 Plot = Annotated[
     Path | None, typer.Option("--plot", metavar="PNG", help="A picture of its excitations.", show_default=False)
 ]
+Draw = Annotated[
+    Path | None,
+    typer.Option("--draw", metavar="FILE", help="Draw it, too: an .svg, .png or .pdf file.", show_default=False),
+]
 Message = Annotated[str, typer.Option("--message", "-m", help="The commit's message.")]
 Source = Annotated[str | None, typer.Option("--source", help="Where it comes from.", show_default=False)]
 

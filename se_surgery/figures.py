@@ -19,24 +19,40 @@ if TYPE_CHECKING:
 _COLUMNS = 4
 # More names than these do not fit beside a figure.
 _NAMED = 12
+# What is written of a figure, by format: its title, and not the time, which matplotlib would add.
+_TOLD = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}
 
 
-def _figure(width: float, height: float) -> Any:
-    """An empty figure, which no window and no global state of matplotlib knows of."""
+def blank(width: float, height: float, **options: Any) -> Any:
+    """An empty figure, in inches, which no window and no global state of matplotlib knows of.
+
+    Raises:
+        SurgeryError: matplotlib is missing.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise SurgeryError(
             "Drawing needs matplotlib, which is not installed. Install it with: pip install 'se-surgery[plot]'."
         ) from error
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained", **options)
 
 
-def _written(figure: Any, path: Path) -> Path:
+def written(figure: Any, path: Path, title: str) -> Path:
+    """Write a figure, without the date and with the same names inside every time.
+
+    Raises:
+        SurgeryError: The file cannot be written, or its ending is that of no format.
+    """
+    import matplotlib
+
+    undated = _TOLD.get(path.suffix.lower())
+    metadata = None if undated is None else {"Title": title, **undated}
     try:
-        figure.savefig(path)
+        with matplotlib.rc_context({"svg.hashsalt": "se-surgery", "svg.fonttype": "none"}):
+            figure.savefig(path, metadata=metadata)
     except (OSError, ValueError) as error:
-        raise SurgeryError(f"{str(path)!r} cannot be written ({error}). Name an image file, gates.png say.") from error
+        raise SurgeryError(f"{str(path)!r} cannot be written ({error}). Name an image file, drawn.png say.") from error
     return path
 
 
@@ -48,7 +64,7 @@ def draw_gates(found: Excitations, path: Path, classes: Collection[int | str] | 
     rows = _rows(found, classes)
     columns = min(_COLUMNS, len(found))
     height = math.ceil(len(found) / columns)
-    figure = _figure(3.2 * columns + 1, 2.2 * height + 0.4)
+    figure = blank(3.2 * columns + 1, 2.2 * height + 0.4)
     axes = figure.subplots(height, columns, squeeze=False)
     for panel, gates in zip(axes.flat, found, strict=False):
         for row in rows:
@@ -63,7 +79,7 @@ def draw_gates(found: Excitations, path: Path, classes: Collection[int | str] | 
     figure.supylabel("mean gate")
     if len(rows) <= _NAMED:
         figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
-    return _written(figure, path)
+    return written(figure, path, "The gates of every SE")
 
 
 def _rows(found: Excitations, classes: Collection[int | str] | None) -> list[int]:
@@ -81,7 +97,7 @@ def _rows(found: Excitations, classes: Collection[int | str] | None) -> list[int
 
 def draw_tradeoff(found: Tradeoff, path: Path) -> Path:
     """Draw what is lost against the parameters that are kept: each SE alone, and the best sets, whose losses add up."""
-    figure = _figure(6.4, 4.2)
+    figure = blank(6.4, 4.2)
     panel = figure.subplots()
     whole = found.parameters
     sets = [(whole - one.freed, one.loss) for one in found.front]
@@ -96,4 +112,4 @@ def draw_tradeoff(found: Tradeoff, path: Path) -> Path:
     panel.set_xlabel("parameters of the SEs that stay")
     panel.set_ylabel("loss of score")
     panel.legend(fontsize=7)
-    return _written(figure, path)
+    return written(figure, path, "What the SEs are worth")

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .exam import Exam
@@ -199,6 +200,25 @@ class Plan:
                 "activations_added": self.activations_added,
             },
         }
+
+    def draw(self, path: str | Path) -> Path:
+        """Draw every unit of the model by stage, with its SEs where the placement puts them.
+
+        Args:
+            path: Image file to write, 800 pixels wide; its ending says the format: `.svg`, `.png` or `.pdf`.
+
+        Returns:
+            The path.
+
+        Raises:
+            SurgeryError: matplotlib is missing, or the file cannot be written.
+
+        Example:
+            >>> plan_se(timm.create_model("resnet50"), "identity").draw("resnet50.svg")
+        """
+        from .drawing import draw_plan
+
+        return draw_plan(self, Path(path))
 
     def __str__(self) -> str:
         from .show import plan_text

@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 def plan_text(plan: Plan) -> str:
     """A plan: its sites, the SEs that are there, the units that get none and why, and what it adds."""
     parts = [
-        f"{plan.model}, {count(plan.stages, 'stage')}: {_options(plan.options)}",
+        f"{plan.model}, {count(plan.stages, 'stage')}: {options_text(plan.options)}",
         _section(f"{count(len(plan.sites), 'SE')} to put in", _sites(plan.sites)) if plan.sites else _no_sites(plan),
         _existing(plan) if plan.existing else "",
         _skipped(plan),
@@ -224,7 +224,7 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ",".join(f"{span[0]}-{span[-1]}" if len(span) > 1 else str(span[0]) for span in spans)
 
 
-def _options(options: Options) -> str:
+def options_text(options: Options) -> str:
     """Placement and r, and every other option that is not what it is by default."""
     default = Options()
     names = [f.name for f in fields(options)]

@@ -414,7 +414,7 @@ def test_plot_draws_a_line_for_each_class_and_one_for_all(tmp_path: Path, monkey
     from matplotlib.figure import Figure
 
     drawn: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path: drawn.append(self))
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: drawn.append(self))
     excited = found()
     assert excited.plot(tmp_path / "gates.png") == tmp_path / "gates.png"
     panels = drawn[0].axes

@@ -205,7 +205,7 @@ def test_table_and_plot(tmp_path: Path, monkeypatch) -> None:
     from matplotlib.figure import Figure
 
     drawn: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path: drawn.append(self))
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: drawn.append(self))
     found = tradeoff(patient(), data(), nearness, budget=0.5)
     lines = found.table().splitlines()
     assert [line.split()[1] for line in lines if ".se" in line] == [worth.site.path for worth in found.ranked]
