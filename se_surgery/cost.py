@@ -76,6 +76,12 @@ class Costs:
 
         return costs_text(self.base, self.parts, self.image)
 
+    def _repr_html_(self) -> str:
+        from .cost_text import costs_parts
+        from .notebook import html
+
+        return html(costs_parts(self.base, self.parts, self.image))
+
 
 def parameters(model: nn.Module) -> tuple[int, int]:
     """The number of parameters, and that number with BatchNorm's running statistics counted in.

@@ -94,9 +94,15 @@ class Excitations:
 
     def table(self) -> str:
         """One line for every SE: its gates' mean and spread over the channels, their variances, the saturated share."""
-        from .show import gates_text
+        from .show import as_text, gates_parts
 
-        return gates_text(self)
+        return as_text(gates_parts(self))
+
+    def _repr_html_(self) -> str:
+        from .notebook import html
+        from .show import gates_parts
+
+        return html(gates_parts(self))
 
     def plot(self, path: str | Path, classes: Collection[int | str] | None = None) -> Path:
         """Draw the mean gate against the channel, for every SE a line for each class and one for all (figure 9).

@@ -17,7 +17,7 @@ from .anatomy import is_under
 from .checkpoint import Checkpoint, read_checkpoint
 from .errors import CheckpointError, OptionError
 from .foreign import Grafted, LoadedSE, Problem, grafted, match, of_same_make, tensors_of
-from .show import compact, count, groups, shape, table
+from .show import Part, Section, as_text, compact, count, groups, shape
 from .values import copy_values, value_problems
 
 _log = logging.getLogger("se_surgery")
@@ -76,6 +76,14 @@ class LoadReport:
     assumed: str
 
     def __str__(self) -> str:
+        return as_text(self._told())
+
+    def _repr_html_(self) -> str:
+        from .notebook import html
+
+        return html(self._told())
+
+    def _told(self) -> list[Part]:
         rows = []
         for group in groups(self.ses, lambda se: (_inside(se), se.layers, se.rd_channels, se.bias), lambda se: se.path):
             first = group[0]
@@ -83,11 +91,11 @@ class LoadReport:
             width = shape(first.channels, first.rd_channels)
             rows.append((sources, ", ".join(first.layers), paths, len(group), width, _BIASES[first.bias]))
         headers = ["from", "layers", "SE", ">number", "channels -> hidden", "bias"]
-        parts = [f"{self.source}: {count(len(self.ses), 'SE')} loaded\n{table(headers, rows)}"]
+        parts: list[Part] = [Section(f"{self.source}: {count(len(self.ses), 'SE')} loaded", headers, rows)]
         parts += [f"The base's, loaded: {count(len(self.base), 'tensor')}."] if self.base else []
         parts += [f"The base's, as they were: {_counted(self.kept)}."] if self.kept else []
         parts += [f"The checkpoint's, left aside: {_counted(self.aside)}."] if self.aside else []
-        return "\n\n".join([*parts, f"Not in any checkpoint, and taken as the model has it: {self.assumed}."])
+        return [*parts, f"Not in any checkpoint, and taken as the model has it: {self.assumed}."]
 
     def __repr__(self) -> str:
         return str(self)

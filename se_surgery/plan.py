@@ -225,6 +225,12 @@ class Plan:
 
         return plan_text(self)
 
+    def _repr_html_(self) -> str:
+        from .notebook import html
+        from .show import plan_parts
+
+        return html(plan_parts(self))
+
 
 def operation_of(plan: Plan) -> dict[str, Any]:
     """What a plan does, as an operation of a recipe."""

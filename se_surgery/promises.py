@@ -72,6 +72,13 @@ class Report:
     def __str__(self) -> str:
         return "\n".join(map(str, self.checks))
 
+    def _repr_html_(self) -> str:
+        from .notebook import html
+        from .show import Section
+
+        rows = [(_SIGNS[check.passed], check.name, check.detail) for check in self.checks]
+        return html([Section("", ["", "promise", "what was seen"], rows)])
+
 
 @dataclass(frozen=True)
 class Trial:

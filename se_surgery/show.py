@@ -1,6 +1,7 @@
 """Show: plans, lists of SEs and what looking at a model tells, as tables for people to read.
 
-In: a `Plan`, an `Exam`, or SEs. Out: text without colours. Rows that differ in one number of their path are one row,
+In: a `Plan`, an `Exam`, or SEs. Out: parts, each a paragraph or a table, and text without colours that has them all.
+What notebooks show is made of the same parts (see `notebook`). Rows that differ in one number of their path are one,
 `layer3.[0-35].se`; nothing is left out.
 """
 
@@ -13,7 +14,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .find import SESite
 from .options import Options
@@ -31,21 +32,51 @@ _NUMBER = re.compile(r"(\d+)")
 _T = TypeVar("_T")
 
 
+class Section(NamedTuple):
+    """A table with its title; a header that begins with `>` is that of a column of numbers."""
+
+    title: str
+    headers: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+# A paragraph, or a table.
+Part = str | Section
+
+
+def as_text(parts: Iterable[Part]) -> str:
+    """Parts as text; empty ones are left out."""
+    return "\n\n".join(part if isinstance(part, str) else _section_text(part) for part in parts if part)
+
+
+def _section_text(section: Section) -> str:
+    body = table(section.headers, section.rows)
+    return f"{section.title}\n{body}" if section.title else body
+
+
 def plan_text(plan: Plan) -> str:
+    """A plan as text."""
+    return as_text(plan_parts(plan))
+
+
+def plan_parts(plan: Plan) -> list[Part]:
     """A plan: its sites, the SEs that are there, the units that get none and why, and what it adds."""
-    parts = [
+    return [
         f"{plan.model}, {count(plan.stages, 'stage')}: {options_text(plan.options)}",
-        _section(f"{count(len(plan.sites), 'SE')} to put in", _sites(plan.sites)) if plan.sites else _no_sites(plan),
-        _existing(plan) if plan.existing else "",
+        _sites(plan.sites) if plan.sites else _no_sites(plan),
+        *_existing(plan),
         _skipped(plan),
-        totals_text(plan),
+        *_totals(plan),
         _outside(skip.unit for skip in plan.skipped if skip.kind == "outside"),
     ]
-    return "\n\n".join(part for part in parts if part)
 
 
 def sites_text(sites: Sequence[SESite]) -> str:
     """SEs that are in a model, as `find_se` lists them."""
+    return as_text([_listed("", sites)])
+
+
+def _listed(title: str, sites: Sequence[SESite]) -> Part:
     if not sites:
         return "no SE"
     rows = []
@@ -54,10 +85,10 @@ def sites_text(sites: Sequence[SESite]) -> str:
         paths, width = compact([site.path for site in group]), shape(first.channels, first.rd_channels)
         params = sum(site.params for site in group)
         rows.append((first.stage, paths, len(group), width, f"{params:,}", first.origin))
-    return table([">stage", "SE", ">number", "channels -> hidden", ">parameters", "origin"], rows)
+    return Section(title, [">stage", "SE", ">number", "channels -> hidden", ">parameters", "origin"], rows)
 
 
-def gates_text(found: Excitations) -> str:
+def gates_parts(found: Excitations) -> list[Part]:
     """The gates of a model's SEs: their mean and its spread over the channels, their variances, the saturated share."""
     rows = []
     for gates in found:
@@ -81,11 +112,10 @@ def gates_text(found: Excitations) -> str:
     reasons: dict[str, list[str]] = {}
     for path, reason in found.skipped:
         reasons.setdefault(reason, []).append(path)
-    parts = [_section(title, table(headers, rows)), _section("No gates", _reasons(reasons)) if reasons else ""]
-    return "\n\n".join(part for part in parts if part)
+    return [Section(title, headers, rows), _reasons("No gates", reasons) if reasons else ""]
 
 
-def tradeoff_text(found: Tradeoff) -> str:
+def tradeoff_parts(found: Tradeoff) -> list[Part]:
     """SEs by what the score loses for each parameter that they free, and what was taken out."""
     rows = []
     for worth in found.ranked:
@@ -95,13 +125,13 @@ def tradeoff_text(found: Tradeoff) -> str:
         rows.append((site.stage, site.path, *frees, f"{worth.stripped:+.4f}", folded, _fate(found, worth)))
     headers = [">stage", "SE", ">parameters", ">multiply-adds", ">ms", ">lost: stripped", ">folded", "taken out"]
     title = f"{count(len(found.worths), 'SE')}, {found.parameters:,} parameters; score {found.score:.4f}"
-    parts = [_section(title, table(headers, rows))]
+    parts: list[Part] = [Section(title, headers, rows)]
     if found.result is not None:
         freed = sum(worth.site.params for worth in found.worths if worth.site.path in found.taken)
         parts.append(
             f"Taken out: {count(len(found.taken), 'SE')}, {freed:,} parameters. Score then: {found.result:.4f}."
         )
-    return "\n\n".join(parts)
+    return parts
 
 
 def _fate(found: Tradeoff, worth: Worth) -> str:
@@ -116,17 +146,18 @@ def exam_text(exam: Exam) -> str:
     rejected: dict[str, list[str]] = {}
     for reject in (reject for reject in dict.fromkeys(exam.units.rejected) if reject.kind != "outside"):
         rejected.setdefault(reject.reason, []).append(reject.path)
-    parts = [
-        _section(count(len(exam.units.found), "unit"), table([">stage", "kind", ">number"], rows)),
-        _section("Units with a place", table(["placement", ">number"], places)),
-        _section(count(len(exam.existing), "SE"), sites_text(exam.existing)) if exam.existing else "0 SEs",
-        _section("Joins that are no units", _reasons(rejected)) if rejected else "",
-        _outside(reject.path for reject in exam.units.rejected if reject.kind == "outside"),
-    ]
-    return "\n\n".join(part for part in parts if part)
+    return as_text(
+        [
+            Section(count(len(exam.units.found), "unit"), [">stage", "kind", ">number"], rows),
+            Section("Units with a place", ["placement", ">number"], places),
+            _listed(count(len(exam.existing), "SE"), exam.existing) if exam.existing else "0 SEs",
+            _reasons("Joins that are no units", rejected) if rejected else "",
+            _outside(reject.path for reject in exam.units.rejected if reject.kind == "outside"),
+        ]
+    )
 
 
-def totals_text(plan: Plan) -> str:
+def _totals(plan: Plan) -> list[Part]:
     """The parameters before, added and after, by both ways to count, and the multiply-adds and activations added."""
     rows = []
     for label, extra in (("parameters", 0), ("with running statistics", plan.buffers_before)):
@@ -136,7 +167,7 @@ def totals_text(plan: Plan) -> str:
     size = " x ".join(map(str, _image(plan)))
     macs, activations = (f"{number:,} ({number / 1e6:.2f} M)" for number in (plan.macs_added, plan.activations_added))
     added = f"Added for one image of {size}: {macs} multiply-adds, {activations} activations."
-    return table(["", ">before", ">added", ">after", ">"], rows) + "\n\n" + added
+    return [Section("", ["", ">before", ">added", ">after", ">"], rows), added]
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -236,7 +267,7 @@ def _value(value: Any) -> str:
     return getattr(value, "__name__", str(value)) if callable(value) else str(value)
 
 
-def _sites(sites: Sequence[Site]) -> str:
+def _sites(sites: Sequence[Site]) -> Section:
     rows = []
     for group in groups(sites, lambda s: (s.stage, s.kind, s.spec, s.size, bool(s.replaces)), lambda s: s.path):
         first = group[0]
@@ -245,23 +276,23 @@ def _sites(sites: Sequence[Site]) -> str:
         # Other kinds of attention make of the width what they like, some nothing.
         width = shape(first.channels, first.rd_channels if first.spec.attn == "se" else None)
         rows.append((first.stage, compact([s.path for s in group]), len(group), first.kind, size, width, params))
-    return table([">stage", "SE", ">number", "unit", ">map", "channels -> hidden", ">parameters"], rows)
+    headers = [">stage", "SE", ">number", "unit", ">map", "channels -> hidden", ">parameters"]
+    return Section(f"{count(len(sites), 'SE')} to put in", headers, rows)
 
 
-def _existing(plan: Plan) -> str:
+def _existing(plan: Plan) -> list[Part]:
     gone = {path for site in plan.sites for path in site.replaces}
-    parts = [
-        _section(f"{count(len(those), 'SE')} there already, to be {fate}", sites_text(those))
+    return [
+        _listed(f"{count(len(those), 'SE')} there already, to be {fate}", those)
         for fate, those in (
             ("replaced", [se for se in plan.existing if se.path in gone]),
             ("left alone", [se for se in plan.existing if se.path not in gone]),
         )
         if those
     ]
-    return "\n\n".join(parts)
 
 
-def _skipped(plan: Plan) -> str:
+def _skipped(plan: Plan) -> Part:
     """Everything that gets no SE, by reason; what was asked for and cannot be done comes first."""
     by_reason: dict[tuple[bool, str], list[str]] = {}
     skipped = [skip for skip in plan.skipped if skip.kind != "outside"]
@@ -270,7 +301,7 @@ def _skipped(plan: Plan) -> str:
         by_reason.setdefault((skip.blocking, skip.summary), []).append(skip.unit)
     ordered = sorted(by_reason.items(), key=lambda item: not item[0][0])
     told = {f"add_se refuses: {reason}" if blocking else reason: units for (blocking, reason), units in ordered}
-    return _section(f"{count(len(skipped), 'candidate')} skipped", _reasons(told)) if skipped else ""
+    return _reasons(f"{count(len(skipped), 'candidate')} skipped", told) if skipped else ""
 
 
 def _outside(paths: Iterable[str]) -> str:
@@ -279,12 +310,12 @@ def _outside(paths: Iterable[str]) -> str:
     return f"Outside of all units (stem, downsampling, head): {shown}." if shown else ""
 
 
-def _reasons(units: Mapping[str, Sequence[str]]) -> str:
+def _reasons(title: str, units: Mapping[str, Sequence[str]]) -> Section:
     """The paths that go with every reason."""
     rows = []
     for reason, those in units.items():
         rows.append((len(those), reason, ", ".join(compact(group) for group in groups(those, lambda _: None, str))))
-    return table([">number", "reason", "where"], rows)
+    return Section(title, [">number", "reason", "where"], rows)
 
 
 def _no_sites(plan: Plan) -> str:
@@ -301,10 +332,6 @@ def _image(plan: Plan) -> tuple[int, ...]:
     """Shape of the first tensor the model was looked at with, without its batch axis."""
     shapes = [tuple(arg.shape) for arg in plan.exam.seen.args if hasattr(arg, "shape")]
     return shapes[0][1:] if shapes and math.prod(shapes[0]) else ()
-
-
-def _section(title: str, body: str) -> str:
-    return f"{title}\n{body}"
 
 
 def count(number: int, noun: str) -> str:

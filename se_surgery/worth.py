@@ -111,9 +111,15 @@ class Tradeoff:
 
     def table(self) -> str:
         """The SEs by what is lost for each parameter freed, and what was done."""
-        from .show import tradeoff_text
+        from .show import as_text, tradeoff_parts
 
-        return tradeoff_text(self)
+        return as_text(tradeoff_parts(self))
+
+    def _repr_html_(self) -> str:
+        from .notebook import html
+        from .show import tradeoff_parts
+
+        return html(tradeoff_parts(self))
 
     def plot(self, path: str | Path) -> Path:
         """Draw what is lost against the parameters that are kept: each SE alone, and the best sets.

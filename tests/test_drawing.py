@@ -41,7 +41,8 @@ NAMES = (
 
 
 def planned(name: str, **options: Any) -> Plan:
-    with warnings.catch_warnings(action="ignore"), torch.device("meta"):
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")  # torchvision's, of how GoogLeNet begins
         return plan_se(create_base(name, False), **options)
 
 
