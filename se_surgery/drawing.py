@@ -73,10 +73,11 @@ def draw_plan(plan: Plan, path: Path) -> Path:
     Raises:
         SurgeryError: matplotlib is missing, or the file cannot be written.
     """
-    return sheet_of(plan).save(path, _title(plan))
+    return sheet_of(plan).save(path, title_of(plan))
 
 
-def _title(plan: Plan) -> str:
+def title_of(plan: Plan) -> str:
+    """What a drawing is called."""
     return f"{plan.model}: {options_text(plan.options)}"
 
 
@@ -86,7 +87,7 @@ def sheet_of(plan: Plan) -> Sheet:
     letters = _letters(units)
     sheet = Sheet()
     sheet.height = 30
-    for line in textwrap.wrap(_title(plan), 85):
+    for line in textwrap.wrap(title_of(plan), 85):
         sheet.words(_MARGIN, sheet.height, line, size=15, bold=True)
         sheet.height += 20
     stages = {unit.stage: [other for other in units if other.stage == unit.stage] for unit in units}

@@ -69,14 +69,14 @@ GLYPHS: dict[str, Glyph] = {
     ),
     "dense": Glyph(_TWO_BOXES, (_TRUNK, _SHORTCUT), _ON_BRANCH, concat=(82.0, _MIDDLE, 16.0)),
     "aggregation": Glyph(
-        ((25.0, _MIDDLE, 10.0, 20.0), (40.0, _MIDDLE, 10.0, 20.0), (69.0, _MIDDLE, 10.0, 20.0)),
+        ((24.0, _MIDDLE, 9.0, 20.0), (36.5, _MIDDLE, 9.0, 20.0), (71.0, _MIDDLE, 9.0, 20.0)),
         (
             _TRUNK,
-            ((5.0, _MIDDLE), (5.0, _ABOVE), (58.0, _ABOVE), (58.0, _MIDDLE)),
-            ((32.5, _MIDDLE), (32.5, _ABOVE)),
+            ((4.0, _MIDDLE), (4.0, _ABOVE), (61.0, _ABOVE), (61.0, _MIDDLE)),
+            ((30.25, _MIDDLE), (30.25, _ABOVE)),
         ),
-        {"pre": (13.0, _MIDDLE), "inner": (51.0, _MIDDLE), "standard": (82.0, _MIDDLE), "post": (95.0, _MIDDLE)},
-        concat=(60.0, 22.0, 30.0),
+        {"pre": (12.0, _MIDDLE), "inner": (49.5, _MIDDLE), "standard": (83.0, _MIDDLE), "post": (94.0, _MIDDLE)},
+        concat=(61.0, 24.0, 36.0),
     ),
     "inception": Glyph(
         tuple((38.0, y, 22.0, 14.0) for y in (12.0, _MIDDLE, 56.0)),
