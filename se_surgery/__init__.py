@@ -8,9 +8,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
-from . import se_models  # noqa: F401 - gives timm the names
+# The shell's Tab key asks the command line for words (see `complete`), and does not wait for timm.
+if "_SE_SURGERY_COMPLETE" not in os.environ:
+    from . import se_models  # noqa: F401 - gives timm the names
 
 __version__ = "0.1.0"
 

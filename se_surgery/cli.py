@@ -78,7 +78,6 @@ app = typer.Typer(
         "se-surgery strip se_resnext50_32x4d --stages -1 -o without_last_stage",
     ),
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
