@@ -118,7 +118,7 @@ def _whole_numbers(labels: Any, size: int, number: int) -> Tensor:
             f"The labels of batch {number} are {shown}, not one whole number for each of its {size} images. "
             f"Give class numbers; take mixing augmentations off."
         )
-    return found.detach().to("cpu", torch.long)
+    return found.detach().to("cpu", torch.long).contiguous()
 
 
 def _check(images: Tensor, labels: Tensor | None, number: int, classes: int | None) -> None:

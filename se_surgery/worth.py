@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
@@ -192,9 +192,12 @@ def tradeoff(
     exam = Exam(model, example_input)
     if budget is not None:
         parameters_kept(budget, sum(site.params for site in exam.existing))
-    found = measured(model, loader, example_input=example_input)
-    judge = _Judge(exam, found, evaluate or (lambda patient: accuracy(patient, loader)), Scores(resume, model))
-    told = judge.judged(1 if first is None else len(first.images))
+    scores = Scores(resume, model)
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task("Measuring the gates", total=None)
+        found = measured(model, loader, example_input=example_input)
+        judge = _Judge(exam, found, evaluate or (lambda patient: accuracy(patient, loader)), scores)
+        told = judge.judged(1 if first is None else len(first.images), bar, task)
     if budget is None:
         return told
     chosen = told.choose(budget)
@@ -233,16 +236,16 @@ class _Judge:
         rank = self.exam.seen.calls[site.path][0].output.dim()
         return in_rank(factor, rank, axis_of(site.path, self.exam.seen))
 
-    def judged(self, batch: int) -> Tradeoff:
-        """The score of the model and of every trial, with the progress on terminals."""
+    def judged(self, batch: int, bar: Progress, task: TaskID) -> Tradeoff:
+        """The score of the model and of every trial, which the bar shows."""
         paths = [site.path for site in self.exam.existing]
         trials = [_Trial(f"strip {path}", path) for path in paths]
         trials += [_Trial(f"fold {path}", path, gate) for path, gate in self.gates.items()]
-        with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
-            task = bar.add_task("Scoring", total=len(trials) + 1)
-            score = self._score("all", [])
-            for trial in bar.track(trials, task_id=task):
-                self._score(trial.name, [trial])
+        bar.update(task, description="Scoring", total=len(trials) + 1, completed=0)
+        score = self._score("all", [])
+        for trial in trials:
+            bar.advance(task)
+            self._score(trial.name, [trial])
         losses = {trial.name: score - self.scores.known[trial.name] for trial in trials}
         return Tradeoff(
             score,

@@ -246,10 +246,11 @@ def test_half_precision_models_and_integer_labels_of_any_kind() -> None:
     pairs = [
         (images(), [0, 1]),
         (images(), torch.tensor([1, 1], dtype=torch.uint8)),
+        (images(), torch.tensor([2, 9, 0, 9])[::2]),
         {"pixel_values": images(), "labels": [0, 2]},
     ]
     found = excitations(model, iter(pairs))
-    assert found.labels == (0, 1, 2) and found.sites[0].class_counts.tolist() == [2, 3, 1]
+    assert found.labels == (0, 1, 2) and found.sites[0].class_counts.tolist() == [3, 3, 2]
     assert torch.equal(found.sites[0].mean, torch.ones(8).double())
 
 
