@@ -13,6 +13,7 @@ import sys
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch.utils.benchmark import Timer
 from .capture import in_rank
 from .choice import Choice, best_sets, cheapest
 from .errors import FoldError, OptionError
-from .exam import Exam
+from .exam import Exam, refuse_unfit
 from .excited import Excitations, measured
 from .feed import batches, evaluating, runnable
 from .find import SESite, axis_of
@@ -135,14 +136,15 @@ def parameters_kept(budget: Any, everything: int) -> int:
     Raises:
         OptionError: It is neither, below zero, or above all there is.
     """
-    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or budget != budget:
+    if isinstance(budget, bool) or not isinstance(budget, Real) or budget != budget:
         raise OptionError(f"budget={budget!r} is no number. Give parameters to keep, or a share from 0.0 to 1.0.")
-    limit = everything if isinstance(budget, int) else 1.0
-    if not 0 <= budget <= limit:
-        told = f"{everything} parameters, all that its SEs have" if isinstance(budget, int) else "1.0, the whole share"
-        where = "below zero" if budget < 0 else f"above {told}"
+    is_count, kept = isinstance(budget, Integral), float(budget)
+    limit = everything if is_count else 1.0
+    if not 0 <= kept <= limit:
+        told = f"{everything} parameters, all that its SEs have" if is_count else "1.0, the whole share"
+        where = "below zero" if kept < 0 else f"above {told}"
         raise OptionError(f"budget={budget!r} is {where}. Give a number from 0 to {limit}.")
-    return budget if isinstance(budget, int) else int(budget * everything)
+    return int(kept if is_count else kept * everything)
 
 
 def tradeoff(
@@ -184,6 +186,8 @@ def tradeoff(
         >>> found = tradeoff(timm.create_model("seresnet18", pretrained=True), loader, budget=0.5)
         >>> print(found.table())
     """
+    if budget is not None:
+        refuse_unfit(model)
     model = runnable(model)
     with evaluating(model):
         first = next(batches(loader, model), None)

@@ -319,6 +319,8 @@ BAD: dict[str, tuple[Callable[[], Any], dict[str, Any], type[Exception], str]] =
     "not a loader": (lambda: 3, {}, DataError, "int, which gives no batches"),
     "one tensor": (images, {}, DataError, "Tensor, which gives no batches"),
     "strings": (lambda: ["a"], {}, DataError, "Batch 1 is str"),
+    "arrays": (lambda: [(images().numpy(), [0, 1])], {}, DataError, "Batch 1 is ndarray, in which no images are"),
+    "bytes": (lambda: [images().byte()], {}, DataError, r"batch 1 of shape \(2, 3, 64, 64\), torch.uint8"),
     "vectors": (lambda: [torch.zeros(4, 7)], {}, DataError, r"tensor of shape \(4, 7\)"),
     "wrong channels": (lambda: [images((5, 64, 64))], {}, SurgeryError, "does not run on"),
     "a later batch of wrong channels": (
