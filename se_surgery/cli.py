@@ -22,7 +22,7 @@ from timm.models import is_model_in_modules
 from torch import nn
 from typer.core import TyperGroup
 
-from . import __version__, cli_cost, cli_paper
+from . import __version__, cli_cost, cli_gates, cli_paper
 from . import cli_options as cli
 from .bases import OWN_MODULE, TORCHVISION, create_base, is_base
 from .cli_report import (
@@ -164,18 +164,22 @@ def add(
     epilog=_examples(
         "se-surgery strip seresnet50 --stages -1 -o without_last_stage",
         "se-surgery strip se_resnext50_32x4d --origin se_surgery -o resnext50_32x4d_again",
+        "se-surgery strip seresnet50 --pretrained --stages -1 --fold imagenet -o folded",
     )
 )
+@cli.takes_data
 def strip(
     model: cli.Model,
     output: cli.Output,
     stages: cli.Stages = None,
     where: cli.Where = None,
     origin: cli.Origin = None,
+    fold: cli.Fold = None,
     size: cli.Size = None,
     pretrained: cli.Pretrained = False,
     overwrite: cli.Overwrite = False,
     as_json: cli.Json = False,
+    **options: Any,
 ) -> None:
     """Take SEs out, whoever put them there, and write the model to a folder."""
     check_directory(output, overwrite)
@@ -183,7 +187,11 @@ def strip(
     with _progress("Looking at the model"):
         exam = Exam(patient.model, size)
     before = _run(patient, exam, "Running the model")
-    strip_se(patient.model, stages, where=where, origin=origin, example_input=size)
+    folding: dict[str, Any] = {}
+    if fold is not None:
+        folding = {"fold": "mean", "loader": cli_gates.shown_pictures(patient.model, fold, size, _progress, **options)}
+    strip_se(patient.model, stages, where=where, origin=origin, **folding, example_input=size)
+    patient.model.cpu()
     after = _run(patient, exam, "Running the stripped model")
     left = {site.path for site in find_se(patient.model, size)}
     removed = [site for site in exam.existing if site.path not in left]
@@ -191,6 +199,7 @@ def strip(
     _write(patient, output, overwrite, size)
     data = {"removed": [asdict(site) for site in removed], **costs(before, after), "outputs_equal": equal}
     title = f"{len(removed)} of {count(len(exam.existing), 'SE')} taken out"
+    title += "" if fold is None else f", the mean of their gates on {fold} folded"
     parts = [f"{title}\n{sites_text(removed)}", costs_text(before, after), outputs_text(equal)]
     _say(as_json, {**data, "output": str(output)}, "\n\n".join([*parts, f"Written to {output}."]))
 
@@ -385,4 +394,5 @@ def _say(as_json: bool, data: Any, text: str) -> None:
 
 
 cli_cost.add_to(app, _patient, _progress, _say)
+cli_gates.add_to(app, _patient, _progress, _say, _write)
 cli_paper.add_to(app, _progress, _say)

@@ -5,9 +5,11 @@ In: text. Out: the values that `add_se` takes. What a value means is checked the
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,6 +64,19 @@ def read_size(text: str) -> tuple[int, ...]:
     if len(size) not in (3, 4) or min(size) < 1:
         raise typer.BadParameter(f"{text!r} is not a size C,H,W such as 3,224,224.")
     return size
+
+
+def read_budget(text: str) -> float:
+    """Parameters to keep, or a share of them.
+
+    Example:
+        >>> read_budget("100000"), read_budget("0.5")
+        (100000, 0.5)
+    """
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    raise typer.BadParameter(f"{text!r} is neither a number of parameters nor a share such as 0.5.")
 
 
 def _one_of(names: Any) -> str:
@@ -191,6 +206,76 @@ Draw = Annotated[
 Message = Annotated[str, typer.Option("--message", "-m", help="The commit's message.")]
 Source = Annotated[str | None, typer.Option("--source", help="Where it comes from.", show_default=False)]
 
+_DATA = "Data"
+_DATA_HELP = "A folder with one folder of images for each class, or timm's name of a data set (torch/cifar10, ...)"
+Data = Annotated[str, typer.Argument(metavar="DATA", help=f"{_DATA_HELP}.", show_default=False)]
+Fold = Annotated[
+    str | None,
+    typer.Option(
+        "--fold",
+        metavar="DATA",
+        help=f"Put the mean gates over some images into the layers beside the SEs. {_DATA_HELP}.",
+        show_default=False,
+    ),
+]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--root", help="Where the files of a data set by name are.", rich_help_panel=_DATA, show_default=False
+    ),
+]
+Split = Annotated[
+    str,
+    typer.Option("--split", help="Part of the data; in a folder, that folder if there is one.", rich_help_panel=_DATA),
+]
+ClassMap = Annotated[
+    Path | None,
+    typer.Option(
+        "--class-map",
+        metavar="FILE",
+        help="Names of the model's classes, one in every line. By default those of the data in natural order.",
+        rich_help_panel=_DATA,
+        show_default=False,
+    ),
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Images at a time.", rich_help_panel=_DATA)]
+Limit = Annotated[
+    int | None,
+    typer.Option("--images", help="How many images, evenly spread.", rich_help_panel=_DATA, show_default="all"),
+]
+Workers = Annotated[int, typer.Option("--workers", help="Processes that read images.", rich_help_panel=_DATA)]
+Device = Annotated[
+    str, typer.Option("--device", help="Where the model runs: cpu, cuda, cuda:1, ...", rich_help_panel=_DATA)
+]
+GatesFile = Annotated[
+    Path | None,
+    typer.Option("--save", metavar="FILE", help="Write all statistics for Excitations.load.", show_default=False),
+]
+Figure = Annotated[
+    Path | None,
+    typer.Option("--plot", metavar="PNG", help="Draw them; the ending says the format.", show_default=False),
+]
+Budget = Annotated[
+    Any,
+    typer.Option(
+        "--budget",
+        metavar="N or SHARE",
+        parser=read_budget,
+        help="Parameters that the SEs may keep, or the share of what they have, 0.5 for instance: the best set goes.",
+        show_default=False,
+    ),
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        "--resume", metavar="FILE", help="Keep every score in this file, and go on from it.", show_default=False
+    ),
+]
+TakenOutput = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="DIR", help="Folder for the model without them.", show_default=False),
+]
+
 # The options of `add_se`, as arguments of a command.
 _SURGERY_OPTIONS: dict[str, Any] = {
     "placement": Placement,
@@ -211,18 +296,40 @@ _SURGERY_OPTIONS: dict[str, Any] = {
 }
 
 
+# What to do with a data set, as arguments of a command: those of `open_pictures`, and where the model runs.
+_DATA_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "root": (DataRoot, None),
+    "split": (Split, "validation"),
+    "class_map": (ClassMap, None),
+    "batch_size": (BatchSize, 64),
+    "limit": (Limit, None),
+    "workers": (Workers, min(4, os.cpu_count() or 1)),
+    "device": (Device, "cpu"),
+}
+
+
 def takes_surgery(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command, which collects them in its `**options`, an argument for each option of `add_se`."""
+    defaults = {**Options().__dict__, "r": str(Options().r), "bias": False}
+    return _taking(command, {name: (annotation, defaults[name]) for name, annotation in _SURGERY_OPTIONS.items()})
+
+
+def takes_data(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command, which collects them in its `**options`, an argument for each of what is done with a data set."""
+    return _taking(command, _DATA_OPTIONS)
+
+
+def _taking(command: Callable[..., None], options: Mapping[str, tuple[Any, Any]]) -> Callable[..., None]:
+    """A command with more arguments, by name what they are and their defaults."""
 
     @functools.wraps(command)
     def taking(**arguments: Any) -> None:
         command(**arguments)
 
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    defaults = {**Options().__dict__, "r": str(Options().r), "bias": False}
     added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation)
-        for name, annotation in _SURGERY_OPTIONS.items()
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (annotation, default) in options.items()
     ]
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *added)]
     taking.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -143,7 +143,8 @@ def _operations_text(operations: Iterable[Mapping[str, Any]]) -> str:
     for number, operation in enumerate(operations, 1):
         options = operation.get("options", {})
         what = ", ".join(f"{key}={options[key]}" for key in ("placement", "r", "init") if key in options)
-        lines.append(
-            f"{number:>6}  {operation['op']} {count(len(operation['sites']), 'SE')}{f' ({what})' if what else ''}"
-        )
+        # What is pruned is listed by layer, those of SEs among them or alone.
+        of_what = "layer" if operation["op"] == "prune" else "SE"
+        named = f"{operation['op']} {count(len(operation['sites']), of_what)}"
+        lines.append(f"{number:>6}  {named}{f' ({what})' if what else ''}")
     return "\n".join(["Operations", *lines]) if lines else ""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .capture import catching
 from .errors import DataError, NothingToDoError, OptionError, SurgeryError
 from .exam import Exam
-from .feed import Batch, batches, check_classes, evaluating, runnable
+from .feed import Batch, batches, check_classes, evaluating, run, runnable
 from .find import SESite, axis_of
 from .shards import attempt, gathered
 from .tally import Tally, whole
@@ -245,13 +245,7 @@ def _tallied(exam: Exam, given: Iterator[Batch]) -> tuple[dict[str, Tally], set[
     with catching(model, {path: axis_of(path, exam.seen) for path in tallies}) as catcher:
         for batch in given:
             catcher.caught.clear()
-            try:
-                model(batch.images)
-            except RuntimeError as error:  # what torch raises for shapes, types and memory
-                raise DataError(
-                    f"{type(model).__name__} does not run on batch {batch.number} of shape "
-                    f"{tuple(batch.images.shape)} ({error}). Give images of a size, type and number that it takes."
-                ) from error
+            run(model, batch)
             for path, gatings in catcher.caught.items():
                 for gating in gatings:
                     if not gating.gates.isfinite().all():

@@ -79,6 +79,21 @@ def batches(loader: Any, like: nn.Module, classes: int | None = None) -> Iterato
             yield Batch(number, images.to(device=reference.device, dtype=dtype), labels)
 
 
+def run(model: nn.Module, batch: Batch) -> Any:
+    """What a model puts out for a batch.
+
+    Raises:
+        DataError: It does not run on such images.
+    """
+    try:
+        return model(batch.images)
+    except RuntimeError as error:  # what torch raises for shapes, types and memory
+        raise DataError(
+            f"{type(model).__name__} does not run on batch {batch.number} of shape {tuple(batch.images.shape)}, "
+            f"{batch.images.dtype} ({error}). Give images of a size, type and number that it takes."
+        ) from error
+
+
 def _iterated(loader: Any) -> Iterable[Any]:
     if isinstance(loader, (Tensor, str, Mapping)) or not isinstance(loader, Iterable):
         raise DataError(
@@ -97,7 +112,8 @@ def _parted(given: Any, number: int) -> tuple[Tensor, Tensor | None]:
     elif isinstance(given, Sequence) and not isinstance(given, str) and given:
         images, labels = given[0], given[1] if len(given) > 1 else None
     if not isinstance(images, Tensor) or images.dim() < 3:
-        shown = f"a tensor of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(given).__name__
+        what = given if images is None else images
+        shown = f"a tensor of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(what).__name__
         raise DataError(
             f"Batch {number} is {shown}, in which no images are. Give images of shape (B, C, H, W), or pairs of images "
             f"and labels."
@@ -116,7 +132,7 @@ def _whole_numbers(labels: Any, size: int, number: int) -> Tensor:
             f"The labels of batch {number} are {shown}, not one whole number for each of its {size} images. "
             f"Give class numbers; take mixing augmentations off."
         )
-    return found.detach().to("cpu", torch.long)
+    return found.detach().to("cpu", torch.long).contiguous()
 
 
 def _check(images: Tensor, labels: Tensor | None, number: int, classes: int | None) -> None:

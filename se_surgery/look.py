@@ -16,7 +16,7 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -45,6 +45,7 @@ class Look:
         events: All events in order.
         clocks: When each of them was, on the look's clock.
         args: What the model was called with.
+        asked: What it was to be called with; `args` may be larger, where maps shrink to a single position.
     """
 
     model: nn.Module
@@ -53,6 +54,7 @@ class Look:
     events: tuple[Event, ...]
     clocks: tuple[int, ...]
     args: tuple[Any, ...]
+    asked: tuple[Any, ...] = ()
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -256,7 +258,7 @@ def _is_our_own(error: Exception) -> bool:
 def _enlarged(seen: Look) -> Look:
     """The look, or one at a larger image where on this one maps shrink to a single position before the network ends."""
     enlarged = seen
-    while any(event.alone and event.wide for event in enlarged.events) and 0 < max(enlarged.size, default=0) < _ENOUGH:
+    while _hides_something(enlarged) and 0 < max(enlarged.size, default=0) < _ENOUGH:
         height, width = enlarged.size
         try:
             args = resized(enlarged.args, 2 * height, 2 * width)
@@ -264,7 +266,24 @@ def _enlarged(seen: Look) -> Look:
         except Exception as error:  # whatever the model's own code raises: it takes this size alone
             _log.debug("looking at a larger image failed: %r", error)
             return seen
-    return enlarged
+    return replace(enlarged, asked=seen.args)
+
+
+def _hides_something(seen: Look) -> bool:
+    """Whether a convolution, or what may be an SE, was given a map of one position, on which neither can be told."""
+    if any(event.alone and event.wide for event in seen.events):
+        return True
+    small = (call for calls in seen.calls.values() for call in calls if _keeps_a_position(call))
+    kinds = ({event.kind for event in seen.during(call)} for call in small)
+    return any(found & {"squeeze", "pool"} and found & {"conv", "linear"} for found in kinds)
+
+
+def _keeps_a_position(call: Call) -> bool:
+    """Whether a module was given one map of a single position, and returned such a map."""
+    given = [arg for arg in call.args if isinstance(arg, Tensor)]
+    if len(given) != 1 or not isinstance(call.output, Tensor) or given[0].shape != call.output.shape:
+        return False
+    return given[0].dim() in (4, 5) and not is_map(given[0].shape)
 
 
 def look_again(seen: Look) -> Look | None:
@@ -289,4 +308,4 @@ def _record(model: nn.Module, modules: dict[str, nn.Module], args: tuple[Any, ..
         torch.random.set_rng_state(rng)
     check_batch(args, output)
     clocks = tuple(event.clock for event in recorder.events)
-    return Look(model, modules, recorder.calls, tuple(recorder.events), clocks, args)
+    return Look(model, modules, recorder.calls, tuple(recorder.events), clocks, args, args)

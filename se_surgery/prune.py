@@ -11,6 +11,7 @@ import contextlib
 import copy
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from .feed import batches, evaluating, runnable
 from .find import SESite
 from .look import look
 from .options import check_stages, check_where
+from .scores import class_scores
 from .shards import attempt, total
 from .strip import check_origin, choose
 from .widths import Notes, difference, widths
@@ -66,7 +68,7 @@ def prune_se(
         >>> model = timm.create_model("seresnet18", pretrained=True)
         >>> se_surgery.prune_se(model, 0.5)
     """
-    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio < 1:
+    if isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 < ratio < 1:
         raise OptionError(f"ratio={ratio!r} is no share of channels. Give a number between 0 and 1, 0.5 for instance.")
     check_origin(origin)
     listed, where = check_stages(stages), check_where(where)
@@ -75,8 +77,16 @@ def prune_se(
     sites = [site for site in choose(exam, listed, where, origin) if _has_hidden(exam, site)]
     if not sites:
         raise NothingToDoError("No SE of two layers is among those asked for. Look at them with find_se.")
-    gradients = _gradients(model, sites, loader) if loader is not None else {}
-    hidden = [_hidden(pruning, exam, site, gradients) for site in sites]
+    # torch-pruning sees by gradients which layers hang together, and parameters have to be fit for them.
+    with torch.inference_mode(False), torch.enable_grad():
+        gradients = _gradients(model, sites, loader) if loader is not None else {}
+        hidden = [_hidden(pruning, exam, site, gradients) for site in sites]
+        _narrow(model, hidden, ratio)
+    return model
+
+
+def _narrow(model: nn.Module, hidden: list[_Hidden], ratio: float) -> None:
+    """Take the least important share of some hidden channels out of a model."""
     doomed = _least([one.importance for one in hidden], ratio)
     if not any(doomed):
         raise NothingToDoError(
@@ -90,9 +100,7 @@ def prune_se(
             if channels:
                 holder, _, name = one.path.rpartition(".")
                 journal.open(modules[holder])._modules[name] = one.without(channels)
-        sizes = difference(before, widths(model))
-        append_operation(journal, model, {"op": "prune", "sites": sizes})
-    return model
+        append_operation(journal, model, {"op": "prune", "sites": difference(before, widths(model))})
 
 
 def _layers(se: nn.Module) -> list[nn.Module]:
@@ -187,9 +195,8 @@ def _gradients(model: nn.Module, sites: list[SESite], loader: Any) -> dict[str, 
     def part() -> tuple[dict[str, Tensor], int]:
         squares, count = {name: torch.zeros_like(p, dtype=torch.float64, device="cpu") for name, p in named.items()}, 0
         for batch in batches(loader, model):
-            if batch.labels is None:
-                raise DataError("The loader gives no labels. Give pairs of images and labels, or leave loader out.")
-            loss = nn.functional.cross_entropy(model(batch.images), batch.labels.to(batch.images.device))
+            scores, labels = class_scores(model, batch)
+            loss = nn.functional.cross_entropy(scores, labels.to(scores.device))
             found = torch.autograd.grad(loss, list(named.values()))
             for name, gradient in zip(named, found, strict=True):
                 squares[name] += gradient.detach().cpu().double().square()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import DataError, SurgeryError
-from .feed import batches, evaluating
+from .feed import Batch, batches, evaluating, run
 from .shards import attempt, gathered, rank, total
 
 Evaluate = Callable[[nn.Module], float]
@@ -34,20 +34,9 @@ def accuracy(model: nn.Module, loader: Any) -> float:
     def part() -> Tensor:
         counts = torch.zeros(2, dtype=torch.float64)
         for batch in batches(loader, model):
-            scores = model(batch.images)
-            if batch.labels is None:
-                raise DataError("The loader gives no labels. Give pairs of images and labels, or your own evaluate.")
-            if not isinstance(scores, Tensor) or scores.dim() != 2:
-                raise DataError(
-                    f"{type(model).__name__} returns no class scores of shape (B, K). Give your own evaluate."
-                )
-            if int(batch.labels.max()) >= scores.shape[1]:
-                raise DataError(
-                    f"Batch {batch.number} has the label {int(batch.labels.max())}, and the model has scores for "
-                    f"{scores.shape[1]} classes. Give the data that it was trained for, or your own evaluate."
-                )
-            hits = (scores.argmax(1).cpu() == batch.labels).sum()
-            counts += torch.tensor([float(hits), float(len(batch.labels))], dtype=torch.float64)
+            scores, labels = class_scores(model, batch)
+            hits = (scores.argmax(1).cpu() == labels).sum()
+            counts += torch.tensor([float(hits), float(len(labels))], dtype=torch.float64)
         return counts
 
     with evaluating(model):
@@ -55,6 +44,28 @@ def accuracy(model: nn.Module, loader: Any) -> float:
     if not seen:
         raise DataError("The loader gave no images. Give one that does, and can be gone through several times.")
     return float(hits / seen)
+
+
+def class_scores(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """What a model puts out for a batch, (B, K), and the labels, (B,), each of which has a score.
+
+    Raises:
+        DataError: The batch has no labels or others than the model, or the model does not put out class scores.
+    """
+    if batch.labels is None:
+        raise DataError(f"The loader gives no labels (batch {batch.number} has none). Give pairs of images and labels.")
+    scores = run(model, batch)
+    if not isinstance(scores, Tensor) or scores.dim() != 2:
+        raise DataError(
+            f"{type(model).__name__} returns no class scores of shape (B, K), by which its images could be scored. "
+            f"Give a classifier; tradeoff takes a score of your own as evaluate."
+        )
+    if int(batch.labels.max()) >= scores.shape[1]:
+        raise DataError(
+            f"Batch {batch.number} has the label {int(batch.labels.max())}, and the model has scores for "
+            f"{scores.shape[1]} classes. Give the data that it was trained for."
+        )
+    return scores, batch.labels
 
 
 def checked(score: Any) -> float:

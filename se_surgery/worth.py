@@ -13,19 +13,20 @@ import sys
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 from .capture import in_rank
 from .choice import Choice, best_sets, cheapest
 from .errors import FoldError, OptionError
-from .exam import Exam
+from .exam import Exam, refuse_unfit
 from .excited import Excitations, measured
 from .feed import batches, evaluating, runnable
 from .find import SESite, axis_of
@@ -141,14 +142,15 @@ def parameters_kept(budget: Any, everything: int) -> int:
     Raises:
         OptionError: It is neither, below zero, or above all there is.
     """
-    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or budget != budget:
+    if isinstance(budget, bool) or not isinstance(budget, Real) or budget != budget:
         raise OptionError(f"budget={budget!r} is no number. Give parameters to keep, or a share from 0.0 to 1.0.")
-    limit = everything if isinstance(budget, int) else 1.0
-    if not 0 <= budget <= limit:
-        told = f"{everything} parameters, all that its SEs have" if isinstance(budget, int) else "1.0, the whole share"
-        where = "below zero" if budget < 0 else f"above {told}"
+    is_count, kept = isinstance(budget, Integral), float(budget)
+    limit = everything if is_count else 1.0
+    if not 0 <= kept <= limit:
+        told = f"{everything} parameters, all that its SEs have" if is_count else "1.0, the whole share"
+        where = "below zero" if kept < 0 else f"above {told}"
         raise OptionError(f"budget={budget!r} is {where}. Give a number from 0 to {limit}.")
-    return budget if isinstance(budget, int) else int(budget * everything)
+    return int(kept if is_count else kept * everything)
 
 
 def tradeoff(
@@ -190,6 +192,8 @@ def tradeoff(
         >>> found = tradeoff(timm.create_model("seresnet18", pretrained=True), loader, budget=0.5)
         >>> print(found.table())
     """
+    if budget is not None:
+        refuse_unfit(model)
     model = runnable(model)
     with evaluating(model):
         first = next(batches(loader, model), None)
@@ -198,9 +202,12 @@ def tradeoff(
     exam = Exam(model, example_input)
     if budget is not None:
         parameters_kept(budget, sum(site.params for site in exam.existing))
-    found = measured(model, loader, example_input=example_input)
-    judge = _Judge(exam, found, evaluate or (lambda patient: accuracy(patient, loader)), Scores(resume, model))
-    told = judge.judged(1 if first is None else len(first.images))
+    scores = Scores(resume, model)
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task("Measuring the gates", total=None)
+        found = measured(model, loader, example_input=example_input)
+        judge = _Judge(exam, found, evaluate or (lambda patient: accuracy(patient, loader)), scores)
+        told = judge.judged(1 if first is None else len(first.images), bar, task)
     if budget is None:
         return told
     chosen = told.choose(budget)
@@ -239,16 +246,16 @@ class _Judge:
         rank = self.exam.seen.calls[site.path][0].output.dim()
         return in_rank(factor, rank, axis_of(site.path, self.exam.seen))
 
-    def judged(self, batch: int) -> Tradeoff:
-        """The score of the model and of every trial, with the progress on terminals."""
+    def judged(self, batch: int, bar: Progress, task: TaskID) -> Tradeoff:
+        """The score of the model and of every trial, which the bar shows."""
         paths = [site.path for site in self.exam.existing]
         trials = [_Trial(f"strip {path}", path) for path in paths]
         trials += [_Trial(f"fold {path}", path, gate) for path, gate in self.gates.items()]
-        with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
-            task = bar.add_task("Scoring", total=len(trials) + 1)
-            score = self._score("all", [])
-            for trial in bar.track(trials, task_id=task):
-                self._score(trial.name, [trial])
+        bar.update(task, description="Scoring", total=len(trials) + 1, completed=0)
+        score = self._score("all", [])
+        for trial in trials:
+            bar.advance(task)
+            self._score(trial.name, [trial])
         losses = {trial.name: score - self.scores.known[trial.name] for trial in trials}
         return Tradeoff(
             score,

@@ -13,7 +13,17 @@ import torch
 from patients import assert_same, images, run
 from typer.testing import CliRunner
 
-from se_surgery import __version__, add_se, cli, count_costs, find_se, from_pretrained, plan_se, save_pretrained
+from se_surgery import (
+    __version__,
+    add_se,
+    cli,
+    count_costs,
+    find_se,
+    from_pretrained,
+    plan_se,
+    prune_se,
+    save_pretrained,
+)
 from se_surgery.bases import create_base
 from se_surgery.cli import app
 from se_surgery.cli_options import read_numbers, read_ratios, read_size
@@ -22,6 +32,7 @@ from se_surgery.config import read_config
 from se_surgery.cost import Count
 from se_surgery.paper.tables import Table
 from se_surgery.paper.text import document
+from se_surgery.records import OPERATIONS
 
 ROOT = str(Path(cli.__file__).parents[1])
 # A small network with native SEs, and one without.
@@ -235,6 +246,19 @@ def test_list(folder):
         for block in (0, 1)
     ]
     assert call("list", PLAIN)[0] == "no SE\n"
+
+
+def test_inspect_counts_what_was_pruned_in_layers(tmp_path):
+    """The two layers of each of the four SEs, one of which may keep all."""
+    model = prune_se(add_se(timm.create_model(PLAIN), r=4, init="paper"), 0.5, example_input=(3, 64, 64))
+    save_pretrained(model, tmp_path)
+    pruned = len(model.__dict__[OPERATIONS][-1]["sites"])
+    lines = call("inspect", tmp_path, *SMALL)[0].splitlines()
+    assert lines[-2:] == [
+        "     1  add 4 SEs (placement=standard, r=4, init=paper)",
+        f"     2  prune {pruned} layers",
+    ], lines
+    assert pruned in (6, 8)
 
 
 def test_inspect_a_name():

@@ -349,8 +349,8 @@ class Picky(nn.Module):
 
 def test_the_smallest_input_shows_the_same_sites_and_trains():
     """Its own size is 224; in evaluation 64 is enough, in training its head wants maps of 10 and more."""
-    assert [tuple(arg.shape) for arg in running._smallest_input(Picky(least=10))] == [(2, 3, 96, 96)]
-    assert [tuple(arg.shape) for arg in running._smallest_input(Picky(least=30))] == [(2, 3, 256, 256)]
+    assert [tuple(arg.shape) for arg in running.smallest_input(Picky(least=10))] == [(2, 3, 96, 96)]
+    assert [tuple(arg.shape) for arg in running.smallest_input(Picky(least=30))] == [(2, 3, 256, 256)]
 
 
 def test_digests_tell_sources_apart(tmp_path):

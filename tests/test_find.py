@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from se_surgery import Plan, SESite, add_se, find_se, plan_se
+from se_surgery.look import look
 
 # A ResNet-18 of 0.25 million parameters.
 NARROW = {"channels": (8, 16, 32, 64)}
@@ -520,3 +521,11 @@ def test_an_unused_se_is_not_listed():
     model.spare = toys.SequenceSE(8)
     assert len(find_se(model, (3, 64, 64))) == 8
     assert "spare" not in {site.path for site in find_se(model, (3, 64, 64))}
+
+
+def test_an_se_on_a_map_of_one_position_is_found() -> None:
+    """At 32 x 32 the last stage's maps have one position, on which a gate looks like any product."""
+    model = build("test_efficientnet")
+    seen = look(model, (3, 32, 32))
+    assert seen.size == (64, 64) and seen.asked[0].shape == (2, 3, 32, 32)
+    assert [site.path for site in find_se(model, (3, 32, 32))] == ["blocks.3.0.se", "blocks.4.0.se"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +19,8 @@ from timm.layers import BlurPool2d, DropPath, LayerNorm2d, LayerScale2d, ScaledS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks import folding as benchmark
+from benchmarks.coverage import zoo
 from se_surgery import (
     FoldError,
     NothingToDoError,
@@ -35,9 +36,8 @@ from se_surgery import (
 )
 from se_surgery.absorb import ANY, NOT_NEGATIVE, POSITIVE, NoFold
 from se_surgery.exam import Exam
-from se_surgery.fold import folding
+from se_surgery.fold import factors_of, folding
 
-ZOO = Path(__file__).parent / "zoo"
 NARROW = {"channels": (8, 16, 32, 64), "num_classes": 10}
 SMALLER: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("resnet18", "seresnet18", "resnetv2_18"), NARROW),
@@ -170,12 +170,6 @@ def test_a_constant_gate_costs_nothing_to_remove(name: str, placement: str | Non
         assert_folded(model, images(size), can, None if cannot else base, size)
 
 
-REPRESENTATIVES = [
-    *(ZOO / "timm_reps.txt").read_text().split(),
-    *(f"torchvision/{name}" for name in (ZOO / "torchvision_reps.txt").read_text().split()),
-]
-SIDES = {"inception": 96, "xception": 96, "googlenet": 96, "nasnet": 96, "fastvit": 128, "lowformer": 128, "focal": 128}
-PLACEMENTS = (None, "standard", "pre", "post", "identity", "inner", "inception")
 # Where nothing can take a standard SE: a nonlinear activation or another SE right in front of the addition, or a value
 # that is used twice.
 NONE_STANDARD = {"cs3darknet_focus_s", "cspnext_tiny", "ghostnet_050", "hgnetv2_b0", "legacy_seresnet18"}
@@ -183,28 +177,40 @@ NONE_STANDARD |= {"nasnetalarge", "pnasnet5large"}
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("placement", PLACEMENTS)
-@pytest.mark.parametrize("name", REPRESENTATIVES)
-def test_every_family_and_placement(name: str, placement: str | None) -> None:
+@pytest.mark.parametrize("name", sorted(zoo.listed("family")))
+def test_every_family_and_placement(name: str) -> None:
     """Whatever can be folded is folded exactly, at once, and a standard SE can be in nearly every family."""
-    side = next((side for part, side in SIDES.items() if part in name), 64)
-    size, base = (3, side, side), build(name)
-    native = find_se(base, size)
-    model = copy.deepcopy(base)
-    if placement is None:
-        if not native:
-            pytest.skip("it has no SE of its own")
-    else:
-        try:
-            add_se(model, placement, bias=True, init="paper", existing="stack", example_input=size)
-        except SurgeryError as error:
-            pytest.skip(str(error))
-    hold_gates(model, size)
-    can, cannot = foldable(model, size, None if placement is None else "se_surgery")
-    assert can or placement != "standard" or name in NONE_STANDARD
-    if can:
-        whole = placement is not None and not cannot
-        assert_folded(model, images(size), can, base if whole else None, size)
+    for placement, body in zip(benchmark.PARTS, benchmark.fold_bodies(name, benchmark.PARTS), strict=True):
+        assert body["status"] in (benchmark.PASS, benchmark.NONE), placement
+        if placement == "standard" and body["status"] == benchmark.PASS:
+            assert body["folded"] or name in NONE_STANDARD
+
+
+def rows_of(name: str, *placements: str) -> list[dict[str, Any]]:
+    bodies = benchmark.fold_bodies(name, placements)
+    about = {"kind": "fold", "name": name, "family": "resnet_cifar"}
+    return [{**about, "placement": part, **body} for part, body in zip(placements, bodies, strict=True)]
+
+
+def test_the_benchmark_finds_what_test_folds_by_hand_and_what_goes_wrong(monkeypatch) -> None:
+    own, standard, identity = rows_of("resnet20_cifar", "own", "standard", "identity")
+    assert own["status"] == benchmark.NONE and own["why"] == "It has no SE of its own."
+    assert (standard["ses"], standard["folded"], standard["base"], standard["status"]) == (9, 9, True, "pass")
+    assert 0 < standard["float64"] < 1e-12 < 1e-9 < standard["float32"] < 1e-5 < 0.01 < standard["stripped"]
+    assert (identity["ses"], identity["folded"]) == (9, 2) and "base" not in identity
+    reason = (
+        "in front of it the input of a module goes elsewhere, too, and behind it iadd in a module joins it with others"
+    )
+    assert identity["refused"] == {reason: 7}
+    text = benchmark.document_text([own, standard, identity])
+    assert "| resnet20_cifar | · | 9 of 9 | · | · | 2 of 9 | · | · |" in text
+    assert (
+        "11 of 18 SEs of constant gates were folded, in 2 of 2 cases; 0 failed." in text and f"| {reason} | 7 |" in text
+    )
+
+    monkeypatch.setattr(strip, "factors_of", lambda *given: [(one, gate * 1.001) for one, gate in factors_of(*given)])
+    (off,) = rows_of("resnet20_cifar", "pre")
+    assert off["status"].startswith("fail: float64 is ") and "| failed |" in benchmark.document_text([off])
 
 
 # ---------------------------------------------------------------------------------------- what may stand in between
@@ -606,6 +612,12 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, Any]], 
         lambda: {"fold": "mean", "loader": [images()], "stages": 5},
         SurgeryError,
         "There is no stage 5",
+    ),
+    "a stage without": (
+        lambda: add_se(patient("resnet18"), stages=[1, 2], example_input=(3, 64, 64)),
+        lambda: {"fold": "mean", "loader": [images()], "stages": 4},
+        NothingToDoError,
+        "the model's 4 are in the stages 1, 2 and",
     ),
     "another attention": (
         cbam,

@@ -246,10 +246,11 @@ def test_half_precision_models_and_integer_labels_of_any_kind() -> None:
     pairs = [
         (images(), [0, 1]),
         (images(), torch.tensor([1, 1], dtype=torch.uint8)),
+        (images(), torch.tensor([2, 9, 0, 9])[::2]),
         {"pixel_values": images(), "labels": [0, 2]},
     ]
     found = excitations(model, iter(pairs))
-    assert found.labels == (0, 1, 2) and found.sites[0].class_counts.tolist() == [2, 3, 1]
+    assert found.labels == (0, 1, 2) and found.sites[0].class_counts.tolist() == [3, 3, 2]
     assert torch.equal(found.sites[0].mean, torch.ones(8).double())
 
 
@@ -318,6 +319,8 @@ BAD: dict[str, tuple[Callable[[], Any], dict[str, Any], type[Exception], str]] =
     "not a loader": (lambda: 3, {}, DataError, "int, which gives no batches"),
     "one tensor": (images, {}, DataError, "Tensor, which gives no batches"),
     "strings": (lambda: ["a"], {}, DataError, "Batch 1 is str"),
+    "arrays": (lambda: [(images().numpy(), [0, 1])], {}, DataError, "Batch 1 is ndarray, in which no images are"),
+    "bytes": (lambda: [images().byte()], {}, DataError, r"batch 1 of shape \(2, 3, 64, 64\), torch.uint8"),
     "vectors": (lambda: [torch.zeros(4, 7)], {}, DataError, r"tensor of shape \(4, 7\)"),
     "wrong channels": (lambda: [images((5, 64, 64))], {}, SurgeryError, "does not run on"),
     "a later batch of wrong channels": (

@@ -23,6 +23,7 @@ from timm.layers import SEModule
 from torch import Tensor, nn
 
 from se_surgery import (
+    DataError,
     NothingToDoError,
     OptionError,
     PatientError,
@@ -120,6 +121,19 @@ def test_every_se_keeps_one_and_the_flags_stay() -> None:
     assert not model.layer2[0].se.fc1.weight.requires_grad and model.layer2[0].se.fc2.weight.requires_grad
     assert all(parameter.grad is None for parameter in model.parameters())
     model(images()).sum().backward()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("loader", [None, data()], ids=["magnitude", "gradients"])
+def test_where_gradients_are_off_the_same_goes(mode: Any, loader: Any) -> None:
+    model, other = operated(), operated()
+    prune_se(model, 0.5, loader, example_input=SIZE)
+    with mode():
+        prune_se(other, 0.5, loader, example_input=SIZE)
+    assert hidden(model) == hidden(other)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key]) and not value.is_inference()
+    other(images()).sum().backward()
 
 
 class WithNorm(toys.Trunk):
@@ -297,6 +311,20 @@ BAD: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...], dict[str, Any], t
     "no such origin": (operated, (0.5,), {"origin": "keras"}, OptionError, "origin='keras' is not known"),
     "empty loader": (operated, (0.5, []), {}, SurgeryError, "gave no images"),
     "no labels": (operated, (0.5, [images()]), {}, SurgeryError, "gives no labels"),
+    "labels out of range": (
+        operated,
+        (0.5, [(images(), [0, 10])]),
+        {},
+        DataError,
+        "label 10, and the model has scores",
+    ),
+    "bytes": (
+        operated,
+        (0.5, [(images().byte(), [0, 1])]),
+        {},
+        DataError,
+        "batch 1 of shape .2, 3, 64, 64., torch.uint8",
+    ),
     "NaN": (operated, (0.5, [(images() * float("nan"), [0, 1])]), {}, SurgeryError, "not finite"),
 }
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import toys
@@ -21,6 +22,7 @@ from se_surgery import (
     DataError,
     NothingToDoError,
     OptionError,
+    PatientError,
     SurgeryError,
     Tradeoff,
     add_se,
@@ -108,7 +110,15 @@ def test_a_budget_takes_the_best_set_out() -> None:
     assert {worth.way for worth in expected} == {"fold", "strip"}, "both are done"
 
 
-@pytest.mark.parametrize(("budget", "left"), [(0, 0), (0.0, 0), (1.0, 4), (236, 4), (235, 3)])
+def test_a_wrapped_model_is_scored_but_not_operated_on() -> None:
+    model = patient()
+    found = tradeoff(nn.DataParallel(model), data(), nearness)
+    assert [worth.site for worth in found.worths] == find_se(model, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("budget", "left"), [(np.float64(0.5), 2), (np.int64(84), 1), (0, 0), (0.0, 0), (1.0, 4), (236, 4), (235, 3)]
+)
 def test_budgets_are_parameters_or_shares(budget: float, left: int) -> None:
     """The two on the branches have 42 parameters each, 8 -> 2 -> 8, those on the shortcuts 76, 8 -> 4 -> 8."""
     model = patient()
@@ -232,6 +242,14 @@ BAD: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, Any],
     "no number": (patient, data, {"budget": "half"}, OptionError, "budget='half' is no number"),
     "not a number": (patient, data, {"budget": math.nan}, OptionError, "budget=nan is no number"),
     "true": (patient, data, {"budget": True}, OptionError, "budget=True is no number"),
+    "in DataParallel": (
+        lambda: nn.DataParallel(patient()),
+        data,
+        {},
+        PatientError,
+        "wrapped or compiled by DataParallel",
+    ),
+    "bytes": (patient, lambda: [(images(SIZE).byte(), [0, 1])], {}, DataError, "batch 1 of shape .*, torch.uint8 "),
     "no SE": (lambda: build("toy/Functional"), data, {}, NothingToDoError, "has no SE"),
     "empty": (patient, lambda: [], {}, DataError, "gave no images"),
     "once only": (patient, lambda: iter(data()), {}, DataError, "gone through several times"),

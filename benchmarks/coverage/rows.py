@@ -67,8 +67,8 @@ def append(path: Path, row: Row) -> None:
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
-    """Write a file anew, sorted: plans first, then by name and placement. It is there whole, or as it was."""
-    ordered = sorted(rows, key=lambda row: (KINDS.index(row["kind"]), *key_of(row)))
+    """Write a file anew, sorted by kind, name and placement. It is there whole, or as it was."""
+    ordered = sorted(rows, key=key_of)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".tmp")
     draft.write_text("".join(map(_line, ordered)), encoding="utf-8")

@@ -40,14 +40,14 @@ class Patient:
         self.model = zoo.build(name)
         randomise(self.model)
         self.model.eval()
-        self.args = _smallest_input(self.model)
+        self.args = smallest_input(self.model)
         self.keys = keys_of(self.model)
         self.modules = modules_of(self.model)
         self.outputs = outputs_of(self.model, self.args)
         self.faults = _empty(self.outputs)
 
 
-def _smallest_input(model: nn.Module) -> tuple[Any, ...]:
+def smallest_input(model: nn.Module) -> tuple[Any, ...]:
     """Noise of the smallest size at which a model runs in both modes and all its sites are those of its own size."""
     own = plan_se(model, existing="stack")
     args = own.exam.seen.args
