@@ -23,7 +23,6 @@ from .errors import DataError, OptionError
 from .excited import Gates, excitations
 from .pictures import Pictures, open_pictures
 from .replace import check_directory
-from .show import gates_text, tradeoff_text
 from .worth import Tradeoff, tradeoff
 
 
@@ -75,7 +74,7 @@ def add_to(
         where = shown.pictures.where
         written = [call(path) for call, path in ((found.plot, plot), (found.save, save)) if path is not None]
         plain = {"data": where, "classes": list(found.names), "sites": [_plain(gates) for gates in found]}
-        text = "\n\n".join([gates_text(found), *(f"Written to {path}." for path in written)])
+        text = "\n\n".join([found.table(), *(f"Written to {path}." for path in written)])
         say(as_json, {**plain, "skipped": dict(found.skipped)}, f"{model} on {where}\n\n{text}")
 
     @app.command(
@@ -114,7 +113,7 @@ def add_to(
             patient.model.cpu()
             write(patient, output, overwrite, size)
             written.append(output)
-        text = "\n\n".join([tradeoff_text(found), *(f"Written to {path}." for path in written)])
+        text = "\n\n".join([found.table(), *(f"Written to {path}." for path in written)])
         say(as_json, {"data": pictures.where, **_plain_tradeoff(found)}, f"{model} on {pictures.where}\n\n{text}")
 
 

@@ -119,7 +119,7 @@ def test_options_mean_what_they_mean_in_python(arguments, options):
 
 def test_add_and_plan_take_the_same_options():
     given = [{o.name for o in command.params} for command in commands().values() if command.name in ("add", "plan")]
-    assert given[0] ^ given[1] == {"output", "overwrite"}
+    assert given[0] ^ given[1] == {"output", "overwrite", "draw"}
 
 
 def commands():
