@@ -45,7 +45,9 @@ def in_heads(seen: Look, found: Sequence[Unit]) -> Iterator[tuple[Unit, Reject]]
     has_backbone = isinstance(seen.modules.get("backbone"), nn.Module)
     last = next((event for event in reversed(seen.events) if event.kind in ("conv", "linear")), None)
     output = seen.calls[""][0].output
-    scores = tuple(output.shape[1:]) if isinstance(output, Tensor) else None
+    # timm's networks say that they have no classes: what they put out then is features.
+    has_scores = isinstance(output, Tensor) and getattr(seen.modules[""], "num_classes", None) != 0
+    scores = tuple(output.shape[1:]) if has_scores else None
     for unit in found:
         if has_backbone and not is_under(unit.path, "backbone"):
             yield unit, Reject(unit.path, "in a head behind the backbone")

@@ -80,10 +80,14 @@ def noise(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 @contextlib.contextmanager
 def reproducible() -> Iterator[None]:
-    """One seed and one choice of algorithms for whatever runs, and everything as found when it has."""
+    """One seed, one choice of algorithms and no autocast for whatever runs, and everything as found when it has."""
     cudnn = torch.backends.cudnn
     choices = cudnn.benchmark, cudnn.deterministic
-    with torch.inference_mode(False), torch.random.fork_rng():
+    with contextlib.ExitStack() as around:
+        around.enter_context(torch.inference_mode(False))
+        around.enter_context(torch.random.fork_rng())
+        for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+            around.enter_context(torch.autocast(device, enabled=False))
         torch.manual_seed(SEED)
         cudnn.benchmark, cudnn.deterministic = False, True
         try:

@@ -157,7 +157,8 @@ def _problem(key: str, given: Mapping[str, Any], asked: Mapping[str, Tensor], ch
         return f"is a {type(value).__name__} and no tensor"
     if key not in asked:
         if is_head or str(key).startswith(change.gone):
-            return _first(rule(value) for rule in (_float, *_VALUES, lambda v: _classes(v, change, is_head)))
+            kind = () if key.rpartition(".")[2] == "num_batches_tracked" else (_float,)
+            return _first(rule(value) for rule in (*kind, *_VALUES, lambda v: _classes(v, change, is_head)))
         return "is not the model's"
     shape = _head_shape if is_head else _shape
     return shape(key, value, asked[key], change) or value_problem(key, value, asked[key])

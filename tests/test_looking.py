@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
 from patients import assert_same, build, images, run
 from torch import Tensor, nn
@@ -252,3 +253,11 @@ def test_ses_are_not_made_in_inference_mode():
     with torch.inference_mode(), pytest.raises(PatientError, match=r"Leave torch\.inference_mode"):
         add_se(model, example_input=(3, 64, 64))
     assert find_se(model, (3, 64, 64)) == []
+
+
+@pytest.mark.parametrize("name", ["mobileone_s0", "repvgg_a0"])
+def test_without_a_classifier_the_last_maps_are_no_scores(name):
+    """What the network puts out are then its last maps, pooled: their channels are its outputs."""
+    with torch.device("meta"):
+        planned = [plan_se(timm.create_model(name, num_classes=classes)) for classes in (10, 0)]
+    assert planned[0].sites == planned[1].sites != ()

@@ -144,6 +144,13 @@ def test_a_dropped_head_is_looked_at_too(classes):
     assert "head.fc.bias is of torch.int32" in refused(bad, Small(classes), num_classes=classes)
 
 
+def test_a_dropped_head_may_have_counted_batches():
+    """RepViT's classifier begins with a BatchNorm."""
+    counted = weights(head__norm__num_batches_tracked=torch.tensor(3))
+    assert checked(counted, Small(0), CFG, num_classes=0)
+    assert "head.norm.num_batches_tracked is not the model's" in refused(counted, Small(7), num_classes=7)
+
+
 def test_only_the_head_goes_with_the_classes():
     for key in ("body.weight", "headless"):
         text = refused({**weights(), key: torch.zeros(1)}, Small(0), num_classes=0)
