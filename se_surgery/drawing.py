@@ -217,7 +217,8 @@ def _about(units: Sequence[_Drawn], shared: str) -> str:
     for noun, values in told.items():
         ends = [" × ".join(map(str, value)) for value in sorted(values)]
         parts.append(" … ".join(dict.fromkeys([ends[0], ends[-1]])) + noun if ends else "")
-    return "   ".join(part for part in parts if part)
+    # An SVG makes one space of several.
+    return ", ".join(part for part in parts if part)
 
 
 def _split(path: str) -> tuple[str, str]:

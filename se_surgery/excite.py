@@ -110,6 +110,8 @@ class SqueezeExcite(nn.Module):
         True
     """
 
+    # Where in its unit it was put, for `print`.
+    placement = ""
     # Whether it runs in the form that keeps less for the backward pass, where it can (see `lean`).
     lean = True
 
@@ -171,8 +173,12 @@ class SqueezeExcite(nn.Module):
         return gate if self.gate_scale == 1.0 else gate * self.gate_scale  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
-        """What differs from the paper's module."""
-        parts = [f"squeeze={self.squeeze!r}"] if self.squeeze != "avg" else []
+        """Its widths and placement, and what differs from the paper's module."""
+        # What wraps a layer (LoRA) may not have them.
+        widths = {"channels": "in_channels", "rd_channels": "out_channels"}
+        parts = [f"{name}={getattr(self.fc1, its)}" for name, its in widths.items() if hasattr(self.fc1, its)]
+        parts += [f"placement={self.placement!r}"] if self.placement else []
+        parts += [f"squeeze={self.squeeze!r}"] if self.squeeze != "avg" else []
         parts += [f"gate_scale={self.gate_scale:g}"] if self.gate_scale != 1.0 else []
         parts += ["channels_last=True"] if self.channels_last else []
         parts += [f"dims={len(self.axes)}"] if len(self.axes) != 2 else []
@@ -207,6 +213,8 @@ class Attention(nn.Module):
         (B, C, H, W), or (B, H, W, C) where the spec says channels last; the output has the input's shape.
     """
 
+    placement = ""
+
     def __init__(self, spec: SESpec, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.channels_last = spec.channels_last
@@ -218,6 +226,10 @@ class Attention(nn.Module):
         y: Tensor = self.attn(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if self.channels_last else self.attn(x)
         return y if self.mix is None else x + self.mix * (y - x)
 
+    def extra_repr(self) -> str:
+        """Its placement."""
+        return f"placement={self.placement!r}" if self.placement else ""
+
 
 def attention(name: str, channels: int, rd_channels: int) -> nn.Module:
     """Timm's attention module `name`, with the hidden width where it takes one."""
@@ -228,7 +240,7 @@ def attention(name: str, channels: int, rd_channels: int) -> nn.Module:
     return create_attn(name, channels, **options)  # type: ignore[no-any-return]
 
 
-def build(spec: SESpec, init: str, device: torch.device | None, dtype: torch.dtype | None) -> nn.Module:
+def build(spec: SESpec, init: str, device: torch.device | None, dtype: torch.dtype | None) -> SqueezeExcite | Attention:
     """The module for a spec."""
     if spec.attn == "se":
         return SqueezeExcite(spec, init, device, dtype)

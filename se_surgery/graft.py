@@ -178,6 +178,7 @@ def _built(site: Site, modules: dict[str, nn.Module], plan: Plan) -> nn.Module:
     reference = next((p for p in map(_floating_parameter, neighbours) if p is not None), None)
     device, dtype = (reference.device, reference.dtype) if reference is not None else (None, None)
     module = build(site.spec, plan.options.init, device, dtype)
+    module.placement = site.placement
     module.train(modules[site.host].training)
     return module
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
+import se_surgery
 from benchmarks.words import words as made
 from se_surgery import complete
 from se_surgery.bases import is_base
@@ -86,12 +85,11 @@ def test_a_shell_gets_a_script_that_asks_as_is_answered(shell: str, monkeypatch:
     assert f"{complete.ASKED}=complete_{shell}" in result.stdout
 
 
-@pytest.mark.parametrize("name", typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-def test_every_commands_help_has_examples_that_are_understood(name: str) -> None:
-    command: Any = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
-    title, *lines = command.epilog.split("\n\n")
-    assert title == "Examples:" and lines
-    for line in lines:
-        program, first, *arguments = line.split()
-        assert (program, first) == ("se-surgery", name)
-        command.make_context(name, arguments)
+def test_without_the_shells_question_it_is_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(complete.ASKED, raising=False)
+    monkeypatch.setattr(sys, "argv", ["se-surgery", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        complete.main()
+    assert ended.value.code == 0 and capsys.readouterr().out == f"se-surgery {se_surgery.__version__}\n"

@@ -392,3 +392,22 @@ def test_print_names_what_differs_from_the_papers_module(case):
     others = {part for _, other in PRINTED.values() for part in other} - set(parts)
     assert all(part in text for part in parts)
     assert not any(part in text for part in others)
+
+
+def test_a_model_prints_what_its_ses_are_and_where() -> None:
+    model = build("resnet18")
+    for placement, options in (("pre", {}), ("identity", {"gate": "tanh", "squeeze": "max", "r": 8})):
+        add_se(model, placement, where="layer1.0*", existing="stack", **options)
+    lines = [line.strip() for line in repr(model.layer1[0]).splitlines()]
+    assert lines[1:3] == ["(se): SqueezeExcite(", "channels=64, rd_channels=4, placement='pre', gate_scale=2"]
+    # Where the forward comes to the shortcut: behind the branch, in front of the activation after the addition.
+    behind = lines.index("(se_identity): SqueezeExcite(")
+    assert lines[behind + 1] == "channels=64, rd_channels=8, placement='identity', squeeze='max'"
+    assert lines[behind - 1].startswith("(bn2)") and "(gate): Tanh()" in lines[behind:]
+    add_se(model, "post", attn="eca", where="layer1.1*")
+    assert "(se): Attention(\n    placement='post'\n" in repr(model.layer1[1])
+    # Without a unit around it there is no placement, and a layer that is wrapped may have no widths.
+    alone = SqueezeExcite(SESpec(64, 4, gate_scale=2.0))
+    assert alone.extra_repr() == "channels=64, rd_channels=4, gate_scale=2"
+    alone.fc1 = nn.Sequential(alone.fc1)
+    assert alone.extra_repr() == "gate_scale=2"
