@@ -64,6 +64,7 @@ def open_pictures(
     root: str | os.PathLike[str] | None = None,
     split: str = "validation",
     class_map: str | os.PathLike[str] | None = None,
+    download: bool = False,
     batch_size: int = 64,
     limit: int | None = None,
     workers: int = 0,
@@ -79,6 +80,7 @@ def open_pictures(
         split: Which part of it; in a folder, that folder in it, if it is there.
         class_map: A text file with the name of a class in every line, in the order of the model's labels. By default
             they are in natural order, as timm has it.
+        download: Fetch a data set by name that is not there yet, where timm can.
         batch_size: Images at a time.
         limit: How many images to take, evenly spread over the data; all by default.
         workers: Processes that read images.
@@ -95,7 +97,11 @@ def open_pictures(
     transform = _transform(model, size)
     if class_map is not None and not Path(class_map).is_file():
         raise OptionError(f"{str(class_map)!r} is no file. Name one with the name of a class in every line.")
-    given = {"class_map": str(class_map) if class_map is not None else "", "batch_size": batch_size}
+    given = {
+        "class_map": str(class_map) if class_map is not None else "",
+        "batch_size": batch_size,
+        "download": download,
+    }
     found, where = _found(data, root, split, **given, input_img_mode=_MODES[size[0]])
     classes = _classes(found)
     has_labels = classes != ("",)
