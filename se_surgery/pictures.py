@@ -42,16 +42,22 @@ class Pictures:
 
     def __iter__(self) -> Iterator[Any]:
         given = iter(self.loader)
-        while True:
+        failure: SurgeryError | None = None
+        while failure is None:
             try:
                 batch = next(given, None)
             except Exception as error:  # whatever a data set's own code raises
-                raise DataError(f"{self.where} cannot be read ({_told(error)}). See to the data.") from error
+                failure = DataError(f"{self.where} cannot be read ({_told(error)}). See to the data.")
+                break
             if batch is None:
                 return
             if isinstance(batch, SurgeryError):
-                raise batch
-            yield batch
+                failure = batch
+            else:
+                yield batch
+        # Before the error keeps them alive: worker processes that end late are waited for.
+        del given
+        raise failure
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -114,9 +120,7 @@ def open_pictures(
         if not len(found):  # type: ignore[arg-type]
             raise DataError(f"{where} holds no images. Name data that does.")
         pictures = _spread(_Pictures(found, transform, _MODES[size[0]], where, has_labels), limit)
-    loader: DataLoader[Any] = DataLoader(
-        pictures, batch_size, num_workers=workers, persistent_workers=workers > 0, collate_fn=_collate
-    )
+    loader: DataLoader[Any] = DataLoader(pictures, batch_size, num_workers=workers, collate_fn=_collate)
     return Pictures(loader, classes if has_labels else (), where, has_labels)
 
 
