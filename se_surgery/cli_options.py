@@ -238,6 +238,9 @@ ClassMap = Annotated[
         show_default=False,
     ),
 ]
+Download = Annotated[
+    bool, typer.Option("--download", help="Fetch a data set by name that is not there yet.", rich_help_panel=_DATA)
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Images at a time.", rich_help_panel=_DATA)]
 Limit = Annotated[
     int | None,
@@ -301,6 +304,7 @@ _DATA_OPTIONS: dict[str, tuple[Any, Any]] = {
     "root": (DataRoot, None),
     "split": (Split, "validation"),
     "class_map": (ClassMap, None),
+    "download": (Download, False),
     "batch_size": (BatchSize, 64),
     "limit": (Limit, None),
     "workers": (Workers, min(4, os.cpu_count() or 1)),

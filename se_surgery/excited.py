@@ -253,6 +253,11 @@ def _tallied(exam: Exam, given: Iterator[Batch]) -> tuple[dict[str, Tally], set[
                             f"The gates of {path!r} are not finite for batch {batch.number}, whose images are. "
                             f"See to the model's weights, or run it in a wider format than {batch.images.dtype}."
                         )
+                    if batch.labels is not None and len(gating.gates) != len(batch.labels):
+                        raise DataError(
+                            f"{path!r} gates {len(gating.gates)} maps for the {len(batch.labels)} images of batch "
+                            f"{batch.number}, which have a label each. Give the images without labels."
+                        )
                     tallies[path].add(gating.gates, gating.saturated, batch.labels)
     return tallies, catcher.unfaithful
 

@@ -165,15 +165,21 @@ def check_classes(classes: Any) -> tuple[int | None, tuple[str, ...]]:
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation, without gradients; afterwards modes and random number generators are as found."""
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Whatever happens inside, afterwards every module trains or evaluates as before."""
     flags = [(module, module.training) for module in model.modules()]
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     try:
-        with torch.no_grad(), torch.random.fork_rng(sorted(devices)):
-            for module, _ in flags:
-                module.training = False
-            yield
+        yield
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation, without gradients; afterwards modes and random number generators are as found."""
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    with modes_kept(model), torch.no_grad(), torch.random.fork_rng(sorted(devices)):
+        for module in model.modules():
+            module.training = False
+        yield

@@ -42,16 +42,22 @@ class Pictures:
 
     def __iter__(self) -> Iterator[Any]:
         given = iter(self.loader)
-        while True:
+        failure: SurgeryError | None = None
+        while failure is None:
             try:
                 batch = next(given, None)
             except Exception as error:  # whatever a data set's own code raises
-                raise DataError(f"{self.where} cannot be read ({_told(error)}). See to the data.") from error
+                failure = DataError(f"{self.where} cannot be read ({_told(error)}). See to the data.")
+                break
             if batch is None:
                 return
             if isinstance(batch, SurgeryError):
-                raise batch
-            yield batch
+                failure = batch
+            else:
+                yield batch
+        # Before the error keeps them alive: worker processes that end late are waited for.
+        del given
+        raise failure
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -64,6 +70,7 @@ def open_pictures(
     root: str | os.PathLike[str] | None = None,
     split: str = "validation",
     class_map: str | os.PathLike[str] | None = None,
+    download: bool = False,
     batch_size: int = 64,
     limit: int | None = None,
     workers: int = 0,
@@ -79,6 +86,7 @@ def open_pictures(
         split: Which part of it; in a folder, that folder in it, if it is there.
         class_map: A text file with the name of a class in every line, in the order of the model's labels. By default
             they are in natural order, as timm has it.
+        download: Fetch a data set by name that is not there yet, where timm can.
         batch_size: Images at a time.
         limit: How many images to take, evenly spread over the data; all by default.
         workers: Processes that read images.
@@ -95,7 +103,11 @@ def open_pictures(
     transform = _transform(model, size)
     if class_map is not None and not Path(class_map).is_file():
         raise OptionError(f"{str(class_map)!r} is no file. Name one with the name of a class in every line.")
-    given = {"class_map": str(class_map) if class_map is not None else "", "batch_size": batch_size}
+    given = {
+        "class_map": str(class_map) if class_map is not None else "",
+        "batch_size": batch_size,
+        "download": download,
+    }
     found, where = _found(data, root, split, **given, input_img_mode=_MODES[size[0]])
     classes = _classes(found)
     has_labels = classes != ("",)
@@ -108,9 +120,7 @@ def open_pictures(
         if not len(found):  # type: ignore[arg-type]
             raise DataError(f"{where} holds no images. Name data that does.")
         pictures = _spread(_Pictures(found, transform, _MODES[size[0]], where, has_labels), limit)
-    loader: DataLoader[Any] = DataLoader(
-        pictures, batch_size, num_workers=workers, persistent_workers=workers > 0, collate_fn=_collate
-    )
+    loader: DataLoader[Any] = DataLoader(pictures, batch_size, num_workers=workers, collate_fn=_collate)
     return Pictures(loader, classes if has_labels else (), where, has_labels)
 
 

@@ -95,7 +95,20 @@ class Scores:
         self.path = None if path is None else Path(path)
         self.model = digest(model) if path is not None else ""
         # Of several processes the first one's count: all of them have to do the same.
-        self.known: dict[str, float] = gathered(attempt(self._read))[0]
+        self.known: dict[str, float]
+        self.known, self.data = gathered(attempt(self._read))[0]
+
+    def bind(self, data: str) -> None:
+        """Say what data the scores are of, in a few words.
+
+        Raises:
+            SurgeryError: The file has scores of other data.
+        """
+        if self.data not in ("", data):
+            raise SurgeryError(
+                f"{str(self.path)!r} holds scores on other data: {self.data}, and these are {data}. Name another file."
+            )
+        self.data = data
 
     def of(self, name: str, compute: Callable[[], Any]) -> float:
         """The score of that name, computed where it is not known yet."""
@@ -104,9 +117,9 @@ class Scores:
             self._write()
         return self.known[name]
 
-    def _read(self) -> dict[str, float]:
+    def _read(self) -> tuple[dict[str, float], str]:
         if self.path is None or not self.path.exists():
-            return {}
+            return {}, ""
         try:
             told = json.loads(self.path.read_text(encoding="utf-8"))
             is_one = isinstance(told, dict) and told.get("format") == _FORMAT and isinstance(told["scores"], Mapping)
@@ -118,13 +131,14 @@ class Scores:
             raise SurgeryError(
                 f"{str(self.path)!r} holds the scores of another model, or of other weights. Name another file."
             )
-        return {str(name): checked(score) for name, score in told["scores"].items()}
+        return {str(name): checked(score) for name, score in told["scores"].items()}, str(told.get("data", ""))
 
     def _write(self) -> None:
         if self.path is None or rank() > 0:
             return
         draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        text = json.dumps({"format": _FORMAT, "model": self.model, "scores": self.known}, indent=1)
+        told = {"format": _FORMAT, "model": self.model, "data": self.data, "scores": self.known}
+        text = json.dumps(told, indent=1)
         try:
             draft.write_text(text, encoding="utf-8")
             os.replace(draft, self.path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import zlib
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,7 +29,7 @@ from .choice import Choice, best_sets, cheapest
 from .errors import FoldError, OptionError
 from .exam import Exam, refuse_unfit
 from .excited import Excitations, measured
-from .feed import batches, evaluating, runnable
+from .feed import batches, evaluating, modes_kept, runnable
 from .find import SESite, axis_of
 from .fold import factors_of, plan_foldings
 from .scores import Evaluate, Scores, accuracy, replaced
@@ -176,7 +177,7 @@ def tradeoff(
         budget: Parameters that the SEs may keep, an int, or as a float from 0 to 1 the share of what they have. By
             default nothing is taken out.
         resume: File that keeps every score as soon as it is known; when it is there, those in it are not measured
-            again.
+            again. It is for one model, one data set and one way to evaluate.
         example_input: (C, H, W), a tensor or a tuple of arguments, to look at the model with.
 
     Returns:
@@ -206,6 +207,7 @@ def tradeoff(
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
         task = bar.add_task("Measuring the gates", total=None)
         found = measured(model, loader, example_input=example_input)
+        scores.bind(_data_of(found))
         judge = _Judge(exam, found, evaluate or (lambda patient: accuracy(patient, loader)), scores)
         told = judge.judged(1 if first is None else len(first.images), bar, task)
     if budget is None:
@@ -216,6 +218,15 @@ def tradeoff(
     # The score first: where it fails, the model is as it was.
     result = judge.result(chosen)
     return replace(told, result=result, taken=judge.take_out(chosen))
+
+
+def _data_of(found: Excitations) -> str:
+    """A data set in a few words that another one, with other labels or more images, does not have."""
+    if not found.sites:
+        return "data without gates"
+    gates = found.sites[0]
+    counts = zlib.crc32(repr((found.labels, gates.class_counts.tolist())).encode())
+    return f"{gates.count} images of {len(found.labels)} classes ({counts:08x})"
 
 
 @dataclass(frozen=True)
@@ -273,6 +284,7 @@ class _Judge:
 
     def _score(self, name: str, trials: list[_Trial]) -> float:
         with contextlib.ExitStack() as stack:
+            stack.enter_context(modes_kept(self.model))
             for trial in trials:
                 stack.enter_context(replaced(self.model.get_submodule(trial.path), trial.gate))
             return self.scores.of(name, lambda: self.evaluate(self.model))

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from benchmarks import folding as benchmark
 from benchmarks.coverage import zoo
+from benchmarks.coverage.rows import read
 from se_surgery import (
     FoldError,
     NothingToDoError,
@@ -211,6 +212,13 @@ def test_the_benchmark_finds_what_test_folds_by_hand_and_what_goes_wrong(monkeyp
     monkeypatch.setattr(strip, "factors_of", lambda *given: [(one, gate * 1.001) for one, gate in factors_of(*given)])
     (off,) = rows_of("resnet20_cifar", "pre")
     assert off["status"].startswith("fail: float64 is ") and "| failed |" in benchmark.document_text([off])
+
+
+def test_the_document_is_that_of_the_rows() -> None:
+    rows = read(benchmark.ROWS).values()
+    assert {row["name"] for row in rows} == zoo.listed("family")
+    assert benchmark.DOCUMENT.read_text(encoding="utf-8") == benchmark.document_text(rows)
+    assert {row["status"] for row in rows} == {benchmark.PASS, benchmark.NONE}
 
 
 # ---------------------------------------------------------------------------------------- what may stand in between

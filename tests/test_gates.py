@@ -241,6 +241,24 @@ def test_other_kinds_of_attention_are_named_and_not_summed_up() -> None:
     assert "more than multiply" in found.table()
 
 
+class Frames(nn.Module):
+    """Looks at each frame of a clip, (B, T, C, H, W), by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = UserSE(toys.SequenceSE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
+
+
+def test_more_maps_than_images_have_no_labels() -> None:
+    model, x = Frames().eval(), images((3, 3, 32, 32), batch=2)
+    assert {gates.count for gates in excitations(model, [x])} == {6}
+    with pytest.raises(DataError, match=r"'net.*' gates 6 maps for the 2 images of batch 1"):
+        excitations(model, [(x, [0, 1])])
+
+
 def test_half_precision_models_and_integer_labels_of_any_kind() -> None:
     model = add_se(build("resnet18:half", **NARROW), r=4)
     pairs = [

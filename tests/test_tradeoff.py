@@ -110,6 +110,19 @@ def test_a_budget_takes_the_best_set_out() -> None:
     assert {worth.way for worth in expected} == {"fold", "strip"}, "both are done"
 
 
+def test_what_a_score_does_to_the_modes_is_taken_back() -> None:
+    model = patient().train()
+    model.head.eval()
+    before = snapshot(model)
+
+    def evaluate(patient: nn.Module) -> float:
+        assert patient.training and not patient.head.training
+        return nearness(patient.eval())
+
+    found = tradeoff(model, data(), evaluate)
+    assert differences(before, snapshot(model)) == [] and found.score == nearness(patient())
+
+
 def test_a_wrapped_model_is_scored_but_not_operated_on() -> None:
     model = patient()
     found = tradeoff(nn.DataParallel(model), data(), nearness)
@@ -195,6 +208,10 @@ def test_a_job_that_was_stopped_goes_on(tmp_path: Path) -> None:
     assert [(w.site, w.stripped, w.folded) for w in found.worths] == [
         (w.site, w.stripped, w.folded) for w in again.worths
     ]
+    with pytest.raises(
+        SurgeryError, match=r"on other data: 12 images of 5 classes \(\w+\), and these are 10 images of 5"
+    ):
+        tradeoff(model, data(10), nearness, resume=file)
     with torch.no_grad():
         model.head.bias.add_(1.0)
     with pytest.raises(SurgeryError, match="of another model, or of other weights"):
