@@ -1,12 +1,13 @@
 """Study SEs on scikit-learn's handwritten digits, and write down what came of it.
 
-    python -m benchmarks.digits --write                            what is missing of all three studies, five seeds
+    python -m benchmarks.digits                                    what is missing of all three studies, five seeds
+    python -m benchmarks.digits --write                            the same, and docs/digits.md with its plots
     python -m benchmarks.digits --studies gates --seeds 10         one study, ten seeds
     python -m benchmarks.digits --studies retrofit --arms 'identity *'
-    python -m benchmarks.digits --render                           docs/digits.md and its plots from the rows
+    python -m benchmarks.digits --render                           those from the rows that there are
 
-A row that was made with the same setting and versions is not made again, so that a run that was interrupted (Ctrl-C)
-goes on where it was. All of it takes one core half an hour.
+It prints the tables of the studies. A row that was made with the same setting and versions is not made again, so that a
+run that was interrupted (Ctrl-C) goes on where it was. All of it takes one core half an hour.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from . import figures, render
+from .evidence import Evidence
 from .rows import ROWS, Key, Row, append, is_current, key_of, read, stamp, write
 from .setting import Setting
 from .studies import STUDIES
@@ -52,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"--render: there are no rows in {options.rows}")
         render.write(rows.values(), options.rows.with_suffix(".md"), SETTING)
         figures.write(rows.values(), options.rows.parent, SETTING)
+    evidence = Evidence(rows.values())
+    print("\n\n".join(render.section_text(evidence, study, SETTING) for study in options.studies))
     return 0
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy.stats import t as student
 
 from .rows import Row, key_of
-from .studies import MORE_WAYS, STUDIES
+from .studies import FAST, STUDIES
 
 # A value for each seed.
 Sample = dict[int, float]
@@ -72,6 +72,12 @@ def difference(sample: Mapping[int, float], reference: Mapping[int, float]) -> E
     return estimate([sample[seed] - reference[seed] for seed in sorted(sample.keys() & reference.keys())])
 
 
+def average(samples: Sequence[Mapping[int, float]]) -> Sample:
+    """For each seed that all samples have, the mean over these."""
+    seeds = sorted(set.intersection(*(set(sample) for sample in samples)))
+    return {seed: statistics.fmean(sample[seed] for sample in samples) for seed in seeds}
+
+
 class Evidence:
     """The rows, by study, arm and seed."""
 
@@ -90,12 +96,6 @@ class Evidence:
         """One number of an arm for each seed."""
         return {row["seed"]: row[field] for row in self.of(study, arm)}
 
-    def average(self, study: str, arms: Collection[str], field: str = "accuracy") -> Sample:
-        """For each seed that has all of some arms, the mean over these."""
-        samples = [self.sample(study, arm, field) for arm in arms]
-        seeds = sorted(set.intersection(*(set(sample) for sample in samples)))
-        return {seed: statistics.fmean(sample[seed] for sample in samples) for seed in seeds}
-
     def size(self, study: str, arm: str, field: str = "parameters") -> int:
         """The parameters of an arm that has the same in every seed."""
         return int(self.of(study, arm)[0][field])
@@ -111,5 +111,5 @@ class Evidence:
 
 def missing_arms(evidence: Evidence, study: str) -> list[str]:
     """The arms of which a study's section needs a row, and has none."""
-    needed = [arm for arm in STUDIES[study][0]() if not arm.startswith(MORE_WAYS)]
+    needed = [arm for arm in STUDIES[study][0]() if not arm.startswith(FAST)]
     return [arm for arm in needed if not evidence.of(study, arm)]

@@ -88,23 +88,28 @@ worth when they are folded; so the choice goes by chance as well as by worth, an
 for where that seems to cost nothing."""
 
 RETROFIT = """\
-A base is trained first. Then it is fine-tuned on, or gets SEs and is fine-tuned for as many steps with the same
-batches and rates. `identity` and `paper` are the two starts of the SEs; `scratch` is an SE network that only gets the
-steps of the fine-tuning, from random weights and at the rate for these. Differences are to the base fine-tuned on."""
+A base is trained first. Then it is fine-tuned on, or gets SEs and is fine-tuned, for the same number of steps with the
+same batches and rates. `identity` and `paper` are the two starts of the SEs. `scratch` has the same SEs and number of
+steps from random weights, at the rate for these; it is a part of the next study. Differences are to the base
+fine-tuned on."""
 
 MARGINS = """\
 The same differences, averaged within each seed over all arms of a row, which makes their errors smaller:"""
 
-MORE = """\
-Two more ways, with r = {r}. `fast` is the identity start with {fast:g} times the learning rate for the SEs. `long` is
-from scratch with the steps of the base's training and of the fine-tuning together, as many as the base has had."""
+FASTER = """\
+The identity start with r = {r} and {fast:g} times the learning rate for the SEs, and its difference to the same with
+one rate for all:"""
 
 REPLICATION = """\
-Placement, r and squeeze in every combination, the other gates with every placement, and the base, all trained from
+Every placement with every r, every placement with the other squeeze, gates and start, and the base: all trained from
 scratch with the same steps. A row compares the networks that have a level of a factor with those that have the
 factor's first one and are the same in all else; a difference is the mean over these pairs, within each seed. Beside it
 what the paper has on ImageNet with SE-ResNet-50 (tables 10 to 14)."""
 
 RECIPE = """\
-One at a time, as the paper does it: networks that differ from its recipe (`standard`, r = 16, average, sigmoid) in one
-factor. Differences are to that recipe."""
+One at a time, as the paper does it: networks that differ from its recipe (`standard`, r = 16, average, sigmoid, random
+weights) in one factor. Differences are to that recipe."""
+
+PLACED = """\
+By placement: differences to the base. The first column of figures is the recipe with that placement, each other one
+has one more factor changed."""

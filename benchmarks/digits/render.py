@@ -34,12 +34,17 @@ def write(rows: Iterable[Row], document: Path, setting: Setting) -> None:
 def document_text(rows: Iterable[Row], setting: Setting) -> str:
     """docs/digits.md."""
     evidence = Evidence(rows)
-    parts = [prose.TITLE, prose.LIMITS, prose.method(setting)]
-    for study, (title, make) in _SECTIONS.items():
-        missing = missing_arms(evidence, study)
-        text = f"Not yet complete: {len(missing)} arms have no row." if missing else make(evidence, setting)
-        parts.append(f"## {title}\n\n{text}")
-    return "\n\n".join([*parts, prose.AGAIN, _made(evidence)]) + "\n"
+    sections = [section_text(evidence, study, setting) for study in _SECTIONS]
+    parts = [prose.TITLE, prose.LIMITS, prose.method(setting), *sections, prose.AGAIN, _made(evidence)]
+    return "\n\n".join(parts) + "\n"
+
+
+def section_text(evidence: Evidence, study: str, setting: Setting) -> str:
+    """The section on a study; where arms have no row yet, it says so."""
+    title, make = _SECTIONS[study]
+    missing = missing_arms(evidence, study)
+    text = f"Not yet complete: {len(missing)} arms have no row." if missing else make(evidence, setting)
+    return f"## {title}\n\n{text}"
 
 
 def _made(evidence: Evidence) -> str:

@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from benchmarks.coverage.table import grid
 
 from . import prose
-from .evidence import Evidence, difference, estimate
+from .evidence import Evidence, Sample, average, difference, estimate
 from .network import PLACEMENTS
 from .rows import Row
 from .setting import Setting
-from .studies import BASE, MORE_R, MORE_WAYS, RATIOS, WAYS, retrofit_arm
+from .studies import BASE, FAST, FAST_R, GATES, INITS, RATIOS, SQUEEZES, WAYS, retrofit_arm
+
+_NONE = "·"
+ALL_WAYS = (*WAYS, "scratch")
 
 
 def retrofit_text(evidence: Evidence, setting: Setting) -> str:
@@ -29,9 +32,8 @@ def retrofit_text(evidence: Evidence, setting: Setting) -> str:
         _margins(evidence),
         "![Accuracy of retrofits against that of the base fine-tuned on](digits-retrofit.svg)",
     ]
-    more = [way for way in MORE_WAYS if all(evidence.of("retrofit", retrofit_arm(way, p, MORE_R)) for p in PLACEMENTS)]
-    if more:
-        parts += [prose.MORE.format(r=MORE_R, fast=setting.fast), _more_table(evidence, more)]
+    if all(evidence.of("retrofit", retrofit_arm(FAST, placement, FAST_R)) for placement in PLACEMENTS):
+        parts += [prose.FASTER.format(r=FAST_R, fast=setting.fast), _faster(evidence)]
     return "\n\n".join(parts)
 
 
@@ -49,7 +51,7 @@ def _bases(evidence: Evidence, setting: Setting) -> str:
 
 
 def _steps0(evidence: Evidence) -> str:
-    rows = [row for key, row in sorted(evidence.rows.items()) if key[0] == "retrofit" and "equal" in row]
+    rows = [row for key, row in sorted(evidence.rows.items()) if key[0] == "retrofit" and key[2] != BASE]
     exact = [row for row in rows if not row["arm"].startswith("paper")]
     equal = sum(row["equal"] and row["step0"] == _base_step0(evidence, row) for row in exact)
     paper = [row for row in rows if row["arm"].startswith("paper")]
@@ -65,23 +67,25 @@ def _base_step0(evidence: Evidence, row: Row) -> float:
     return float(evidence.rows["retrofit", row["seed"], BASE]["step0"])
 
 
+def sample_of(evidence: Evidence, way: str, placement: str, r: int) -> Sample:
+    """The accuracies of one way to an SE network; those from scratch are of the other study."""
+    if way in WAYS:
+        return evidence.sample("retrofit", retrofit_arm(way, placement, r))
+    return evidence.sample("replication", f"{placement} {r} {SQUEEZES[0]} {GATES[0]} {INITS[0]}")
+
+
 def _retrofit_table(evidence: Evidence) -> str:
-    table = []
+    base, table = evidence.sample("retrofit", BASE), []
     for placement in PLACEMENTS:
         for r in RATIOS:
-            arms = {way: retrofit_arm(way, placement, r) for way in WAYS}
-            sizes = [f"{evidence.size('retrofit', arms['identity'], f):,}" for f in ("parameters", "se_parameters")]
-            step0 = estimate(evidence.sample("retrofit", arms["paper"], "step0").values())
-            cells = [
-                cell
-                for way, arm in arms.items()
-                for cell in (
-                    *([step0] if way == "paper" else []),
-                    evidence.accuracy("retrofit", arm),
-                    evidence.against("retrofit", arm, BASE),
-                )
-            ]
-            table.append([placement, r, *sizes, *cells])
+            arm = retrofit_arm(WAYS[0], placement, r)
+            row = [placement, r, *(f"{evidence.size('retrofit', arm, f):,}" for f in ("parameters", "se_parameters"))]
+            for way in ALL_WAYS:
+                if way == "paper":
+                    row.append(estimate(evidence.sample("retrofit", retrofit_arm(way, placement, r), "step0").values()))
+                sample = sample_of(evidence, way, placement, r)
+                row += [estimate(sample.values()), difference(sample, base).signed()] if sample else [_NONE, _NONE]
+            table.append(row)
     minus = ">minus base"
     headers = ["placement", ">r", ">parameters", ">added", ">`identity`", minus, ">`paper`, step 0", ">`paper`", minus]
     return grid([*headers, ">`scratch`", minus], table)
@@ -91,8 +95,7 @@ def _counted(evidence: Evidence) -> str:
     """How many differences of each kind there are."""
     base, told = evidence.sample("retrofit", BASE), []
     for way in WAYS:
-        arms = [retrofit_arm(way, placement, r) for placement in PLACEMENTS for r in RATIOS]
-        found = [difference(evidence.sample("retrofit", arm), base) for arm in arms]
+        found = [difference(sample_of(evidence, way, placement, r), base) for placement in PLACEMENTS for r in RATIOS]
         sure = [one for one in found if one.is_beyond_chance]
         none = sum(not one.is_beyond_error for one in found)
         told.append(
@@ -108,15 +111,18 @@ def _margins(evidence: Evidence) -> str:
     levels += [(f"r = {r}", PLACEMENTS, (r,)) for r in RATIOS]
     base, table = evidence.sample("retrofit", BASE), []
     for title, placements, ratios in levels:
-        sets = [[retrofit_arm(way, placement, r) for placement in placements for r in ratios] for way in WAYS]
-        table.append([title, *(difference(evidence.average("retrofit", arms), base).signed() for arms in sets)])
-    return grid(["", *(f">`{way}`" for way in WAYS)], table)
+        averages = [
+            average([sample_of(evidence, way, placement, r) for placement in placements for r in ratios])
+            for way in ALL_WAYS
+        ]
+        table.append([title, *(difference(one, base).signed() if one else _NONE for one in averages)])
+    return grid(["", *(f">`{way}`" for way in ALL_WAYS)], table)
 
 
-def _more_table(evidence: Evidence, ways: Sequence[str]) -> str:
+def _faster(evidence: Evidence) -> str:
     table = []
     for placement in PLACEMENTS:
-        arms = [retrofit_arm(way, placement, MORE_R) for way in ways]
-        told = [(evidence.accuracy("retrofit", arm), evidence.against("retrofit", arm, BASE)) for arm in arms]
-        table.append([placement, *(cell for pair in told for cell in pair)])
-    return grid(["placement", *(header for way in ways for header in (f">`{way}`", ">minus base"))], table)
+        arm, slow = (retrofit_arm(way, placement, FAST_R) for way in (FAST, WAYS[0]))
+        told = (evidence.accuracy("retrofit", arm), *(evidence.against("retrofit", arm, one) for one in (BASE, slow)))
+        table.append([placement, *told])
+    return grid(["placement", ">accuracy", ">minus base", ">minus one rate for all"], table)

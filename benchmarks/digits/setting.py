@@ -26,10 +26,9 @@ class Setting:
         tune_rate: Highest learning rate, in fine-tuning.
         fast: How many times that the SEs' own is, in the arms where they have one.
         decay: Weight decay, AdamW's.
-        steps: Steps of each network in the replication.
         gates_steps: Steps of the networks whose gates are looked at.
         base_steps: Steps of a base that is to be retrofitted.
-        tune_steps: Steps of fine-tuning.
+        tune_steps: Steps of fine-tuning, and of the networks from scratch that are compared with one another.
     """
 
     units: tuple[int, ...] = (2, 2, 2)
@@ -44,7 +43,6 @@ class Setting:
     tune_rate: float = 0.002
     fast: float = 10.0
     decay: float = 0.05
-    steps: int = 128
     gates_steps: int = 320
     base_steps: int = 640
     tune_steps: int = 120

@@ -7,7 +7,6 @@ images, and start from the same base; so what differs between two arms of a seed
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -19,7 +18,7 @@ from se_surgery import add_se, excitations, find_se, strip_se, tradeoff
 from .data import CLASSES, SHAPE, Digits, loader
 from .network import PLACEMENTS, base
 from .setting import Setting
-from .training import accuracy, scores, train
+from .training import accuracy, scores, share_right, train
 
 Body = dict[str, Any]
 Runs = Iterator[tuple[str, Body]]
@@ -27,11 +26,10 @@ BASE, SE, HALF = "base", "se", "tradeoff half"
 RATIOS = (4, 8, 16)
 # The recipe of the network whose gates are looked at, and the one for networks that learn from scratch: the paper's.
 RECIPE = {"placement": "standard", "r": 16, "init": "paper"}
-WAYS = ("identity", "paper", "scratch")
-# Ways that are tried with one r only: the identity start with a higher learning rate for the SEs, and from scratch with
-# the steps of the base's training and of the fine-tuning.
-MORE_WAYS, MORE_R = ("fast", "long"), 16
-SQUEEZES, GATES, EXTREMES = ("avg", "max"), ("sigmoid", "tanh", "relu"), (4, 16)
+WAYS = ("identity", "paper")
+# One more way, with one r: the identity start with a higher learning rate for the SEs.
+FAST, FAST_R = "fast", 16
+SQUEEZES, GATES, INITS = ("avg", "max"), ("sigmoid", "tanh", "relu"), ("paper", "identity")
 
 
 # -------------------------------------------------------------------------------------------------------------- arms
@@ -45,8 +43,8 @@ def gates_arms() -> list[str]:
 
 def retrofit_arms() -> list[str]:
     """The base fine-tuned on; every placement and r by every way to come to an SE network."""
-    short = [retrofit_arm(way, placement, r) for way in WAYS for placement in PLACEMENTS for r in RATIOS]
-    return [BASE, *short, *(retrofit_arm(way, placement, MORE_R) for way in MORE_WAYS for placement in PLACEMENTS)]
+    arms = [retrofit_arm(way, placement, r) for way in WAYS for placement in PLACEMENTS for r in RATIOS]
+    return [BASE, *arms, *(retrofit_arm(FAST, placement, FAST_R) for placement in PLACEMENTS)]
 
 
 def retrofit_arm(way: str, placement: str, r: int) -> str:
@@ -55,10 +53,12 @@ def retrofit_arm(way: str, placement: str, r: int) -> str:
 
 
 def replication_arms() -> list[str]:
-    """The base; placement, r and squeeze in every combination; and with each placement the other gates."""
-    crossed = itertools.product(PLACEMENTS, EXTREMES, SQUEEZES, GATES[:1])
-    gates = itertools.product(PLACEMENTS, EXTREMES[-1:], SQUEEZES[:1], GATES[1:])
-    return [BASE, *(" ".join(map(str, arm)) for arm in (*crossed, *gates))]
+    """The base; every placement with every r; and every placement with the other squeeze, gates and start."""
+    usual = SQUEEZES[0], GATES[0], INITS[0]
+    variants = [(SQUEEZES[1], *usual[1:]), *((usual[0], gate, usual[2]) for gate in GATES[1:]), (*usual[:2], INITS[1])]
+    arms = [(placement, r, *usual) for placement in PLACEMENTS for r in RATIOS]
+    arms += [(placement, RATIOS[-1], *variant) for variant in variants for placement in PLACEMENTS]
+    return [BASE, *(" ".join(map(str, arm)) for arm in arms)]
 
 
 # ------------------------------------------------------------------------------------------------------------- runs
@@ -134,47 +134,32 @@ def _gates(model: nn.Module, digits: Digits) -> dict[str, dict[str, float]]:
 def run_retrofit(seed: int, wanted: Collection[str], setting: Setting) -> Runs:
     """Train a base to the end, then give it, and networks made of it, the same number of steps."""
     digits = Digits(seed, setting)
-    if any(_is_retrofit(arm) for arm in wanted):
-        trained, loss = _scratch(digits, setting, setting.base_steps)
-        expected = scores(trained, digits.test)
+    trained, loss = _scratch(digits, setting, setting.base_steps)
+    expected = scores(trained, digits.test)
     for arm in (arm for arm in retrofit_arms() if arm in wanted):
-        if not _is_retrofit(arm):
-            yield arm, _from_scratch(digits, setting, arm)
-            continue
-        model, more, fast = copy.deepcopy(trained), {"base_loss": loss}, ()
+        model = copy.deepcopy(trained)
+        fast: list[str] = []
         if arm != BASE:
             way, placement, r = arm.split()
             torch.manual_seed(seed)
             _operated(model, placement=placement, r=int(r), init="paper" if way == "paper" else "identity")
-            more = {"equal": torch.equal(scores(model, digits.test), expected)}
-            fast = [site.path for site in find_se(model, SHAPE)] if way == "fast" else ()
-        before = accuracy(model, digits.test)
+            fast = [site.path for site in find_se(model, SHAPE)] if way == FAST else []
+        first = scores(model, digits.test)
+        start = {"step0": share_right(first, digits.test), "equal": torch.equal(first, expected), "base_loss": loss}
         batches = digits.batches(setting.tune_steps, phase=1)
         tuned = train(model, batches, setting.tune_steps, setting.tune_rate, setting, fast)
-        yield arm, {"accuracy": accuracy(model, digits.test), "loss": tuned, "step0": before, **_sizes(model), **more}
-
-
-def _is_retrofit(arm: str) -> bool:
-    return arm.split()[0] not in ("scratch", "long")
-
-
-def _from_scratch(digits: Digits, setting: Setting, arm: str) -> Body:
-    """An SE network with the steps of the fine-tuning, or with those of the base's training, too."""
-    way, placement, r = arm.split()
-    steps = setting.tune_steps + (setting.base_steps if way == "long" else 0)
-    model, loss = _scratch(digits, setting, steps, placement=placement, r=int(r), init="paper")
-    return {"accuracy": accuracy(model, digits.test), "loss": loss, **_sizes(model)}
+        yield arm, {"accuracy": accuracy(model, digits.test), "loss": tuned, **_sizes(model), **start}
 
 
 def run_replication(seed: int, wanted: Collection[str], setting: Setting) -> Runs:
-    """Train every network from scratch."""
+    """Train every network from scratch, with the steps that a retrofit has."""
     digits = Digits(seed, setting)
     for arm in (arm for arm in replication_arms() if arm in wanted):
         recipe: Body = {}
         if arm != BASE:
-            placement, r, squeeze, gate = arm.split()
-            recipe = {"placement": placement, "r": int(r), "squeeze": squeeze, "gate": gate, "init": "paper"}
-        model, loss = _scratch(digits, setting, setting.steps, **recipe)
+            placement, r, squeeze, gate, init = arm.split()
+            recipe = {"placement": placement, "r": int(r), "squeeze": squeeze, "gate": gate, "init": init}
+        model, loss = _scratch(digits, setting, setting.tune_steps, **recipe)
         yield arm, {"accuracy": accuracy(model, digits.test), "loss": loss, **_sizes(model)}
 
 

@@ -60,5 +60,10 @@ def scores(model: nn.Module, part: Part) -> torch.Tensor:
 
 def accuracy(model: nn.Module, part: Part) -> float:
     """The percentage of a part's images that a network classifies right."""
-    right = scores(model, part).argmax(1) == part[1]
+    return share_right(scores(model, part), part)
+
+
+def share_right(found: torch.Tensor, part: Part) -> float:
+    """The percentage of a part's images whose highest score is that of their class."""
+    right = found.argmax(1) == part[1]
     return round(100 * right.double().mean().item(), 3)
