@@ -45,6 +45,11 @@ PROMISES = {
         "    32  [2, 512, 4, 4]         [2, 64, 4, 4]",
         "Gradients reach 8 of 8 SEs",
     ),
+    "finetune.py": (
+        "SEs epoch 1 train_loss",
+        "all epoch 2 train_loss",
+        "Saved as timm's local-dir:digits/model",
+    ),
     "save_load.py": (
         "Loaded, its outputs are bit-equal: True",
         "With 10 classes and 1 channel 4 of 4 SEs are those that were saved",
@@ -67,13 +72,18 @@ def test_every_example_has_its_promise_here() -> None:
 
 
 @pytest.mark.parametrize("name", PROMISES)
-def test_example_runs(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_example_runs(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     """By the command in its docstring, in this process: importing PyTorch anew takes longer than most examples."""
     script = EXAMPLES / name
     command = re.search(r"^    python (.*)$", script.read_text(encoding="utf-8"), re.MULTILINE)
     assert command is not None, "the docstring does not say how to call it"
     path, *arguments = shlex.split(command[1])
     assert path == f"examples/{name}"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(EXAMPLES))  # as `python` does for a script
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(sys, "argv", [path, *arguments])
     runpy.run_path(str(script), run_name="__main__")
     printed = capsys.readouterr().out
