@@ -1,6 +1,6 @@
 """Texts with Python in them: the blocks of a page run in order, in one namespace, and what they print is shown.
 
-    python tests/prose.py docs/tutorial.md ...   writes what the blocks print into the pages
+    python tests/prose.py docs/tutorial.md ...   writes what the blocks print into the pages, and their notebooks
 
 A fenced `text` block right after a `python` block is what that prints. A block under the marker `<!-- not run: why -->`
 is not run.
@@ -13,9 +13,12 @@ import io
 import itertools
 import re
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import nbformat
 
 ROOT = Path(__file__).parent.parent
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -83,6 +86,31 @@ def _pairs(text: str) -> Iterator[tuple[Block, Block]]:
             yield first, second
 
 
+def notebook(text: str) -> str:
+    """A page as a notebook: a cell for each Python block, and for the text between two."""
+    cells, end = [], 0
+    shown = {b.span for _, b in _pairs(text)}
+    for match in _FENCE.finditer(text):
+        before, end = text[end : match.start()].strip(), match.end()
+        is_code = match[2] == "python" and _NOT_RUN.search(text[: match.start()]) is None
+        cells += [nbformat.v4.new_markdown_cell(before)] if before else []
+        if is_code:
+            cells.append(nbformat.v4.new_code_cell(match[3].rstrip()))
+        elif match.span(3) not in shown:
+            cells.append(nbformat.v4.new_markdown_cell(match[0]))
+    rest = text[end:].strip()
+    cells += [nbformat.v4.new_markdown_cell(rest)] if rest else []
+    for number, cell in enumerate(cells, 1):
+        cell["id"] = f"cell-{number}"
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    return str(nbformat.writes(nbformat.v4.new_notebook(cells=cells, metadata=kernel))) + "\n"
+
+
 if __name__ == "__main__":
-    for page in map(Path, sys.argv[1:]):
-        page.write_text(rendered(page.read_text(encoding="utf-8"), str(page)), encoding="utf-8")
+    for page in [Path(argument).absolute() for argument in sys.argv[1:]]:
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            text = rendered(page.read_text(encoding="utf-8"), page.name)
+        page.write_text(text, encoding="utf-8")
+        book = page.with_suffix(".ipynb")
+        if book.exists():
+            book.write_text(notebook(text), encoding="utf-8")
