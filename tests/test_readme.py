@@ -12,40 +12,20 @@ import shlex
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import typer
+from prose import ROOT, blocks
 from typer.testing import CliRunner
 
 from se_surgery.catalog import shipped_recipe
 from se_surgery.cli import app
 from se_surgery.schema import check_recipe
 
-ROOT = Path(__file__).parent.parent
 MARKER = "<!-- needs weights -->"
 # Commands that look at a model and do not run it, so that they take a second at most.
 QUICK = ("plan", "list", "recipe")
-
-
-class Block(NamedTuple):
-    """A fenced block: the heading it is under, its language, its text, and whether it is marked."""
-
-    section: str
-    language: str
-    text: str
-    needs_weights: bool
-
-
-def blocks(name: str) -> list[Block]:
-    """All fenced blocks of a text, in order."""
-    text = (ROOT / name).read_text(encoding="utf-8")
-    found = []
-    for match in re.finditer(r"^( *)```(\w*)\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL):
-        before = text[: match.start()]
-        section = re.findall(r"^#+ (.*)$", before, re.MULTILINE)[-1]
-        found.append(Block(section, match[2], match[3], before.endswith(f"{MARKER}\n")))
-    return found
 
 
 PYTHON = [block for block in blocks("README.md") if block.language == "python"]
@@ -68,7 +48,7 @@ def test_a_sections_python_runs(section: str, offline: None, capsys: pytest.Capt
     names: dict[str, Any] = {}
     for block in PYTHON:
         code = compile(block.text, f"README.md, {section}", "exec")
-        if block.section == section and not block.needs_weights:
+        if block.section == section and block.is_run:
             exec(code, names)
             printed = capsys.readouterr().out.splitlines()
             promised = re.findall(r"^print\(.*\)  # (.*)$", block.text, re.MULTILINE)
@@ -78,8 +58,8 @@ def test_a_sections_python_runs(section: str, offline: None, capsys: pytest.Capt
 def test_what_is_marked_is_what_loads_weights() -> None:
     # Those in a folder that was written before are there.
     fetched = [re.sub(r".*local-dir:.*", "", block.text) for block in PYTHON]
-    assert [block.needs_weights for block in PYTHON] == ["pretrained=True)" in text for text in fetched]
-    assert {section for section in SECTIONS if all(b.needs_weights for b in PYTHON if b.section == section)} == set()
+    assert [not block.is_run for block in PYTHON] == ["pretrained=True)" in text for text in fetched]
+    assert {section for section in SECTIONS if all(not b.is_run for b in PYTHON if b.section == section)} == set()
 
 
 def commands() -> Iterator[str]:
