@@ -207,7 +207,7 @@ class Run:
 
     def go(self, shown: Progress) -> None:
         for epoch in range(self.start, self.epochs):
-            rate = self.optimizer.param_groups[0]["lr"]
+            rate = max(group["lr"] for group in self.optimizer.param_groups)
             train_loss, speed = self.train_epoch(epoch, shown)
             if not math.isfinite(train_loss):
                 sys.exit(f"The loss is {train_loss}. The last checkpoint is that of the epoch before; lower the rates.")
@@ -231,8 +231,9 @@ class Run:
 
 
 def told(args: argparse.Namespace) -> dict[str, Any]:
-    """What a run was told, to compare it with what it is told when it goes on."""
-    return {key: value for key, value in json.loads(json.dumps(vars(args), default=str)).items() if key != "resume"}
+    """What a run was told of what it computes, to compare it with what it is told when it goes on."""
+    free = ("resume", "out", "workers", "license")
+    return {key: value for key, value in json.loads(json.dumps(vars(args), default=str)).items() if key not in free}
 
 
 def finish(args: argparse.Namespace, accelerator: Accelerator) -> None:
