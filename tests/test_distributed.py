@@ -278,6 +278,37 @@ def test_fsdp_in_mixed_precision(results):
         assert_same([result["output"]], run(model, x.bfloat16(), training=True))
 
 
+# ------------------------------------------------------------------------------------------------------- fine-tuning
+
+
+@pytest.fixture(scope="module")
+def tuned_alone() -> dict[str, Any]:
+    """One process on whole batches: the SEs by themselves, then all."""
+    return worker.tuned(worker.tunable(), lambda model: model, batches())
+
+
+@pytest.mark.parametrize("part", ["ddp tuned", "fsdp tuned"])
+def test_frozen_and_given_back_training_is_that_of_one_process(results, tuned_alone, part):
+    """On a network with BatchNorm: frozen, it does not depend on how batches are spread."""
+    model = worker.tunable()
+    start, parameters = worker.values(model), dict(model.named_parameters())
+    for rank, result in enumerate(results("torch", part)):
+        assert result["groups"] == tuned_alone["groups"]
+        for phase in ("SEs", "all"):
+            if part == "fsdp tuned" and rank > 0:
+                assert result[phase] == {}, "the whole state dict is gathered on the first process"
+                continue
+            assert_close(result[phase], tuned_alone[phase])
+            moved = {key for key, tensor in result[phase].items() if not torch.equal(tensor, start[key])}
+            assert moved == {key for key in start if ".se." in key or (phase == "all" and key in parameters)}
+
+
+def test_it_is_too_late_to_freeze_what_is_in_ddp(results):
+    for result in results("torch", "ddp tuned"):
+        for text in result["refused"]:
+            assert "PatientError: The model is in DistributedDataParallel, which has fixed what is trained." in text
+
+
 # ------------------------------------------------------------------------------------------- what cannot work says so
 
 

@@ -17,7 +17,6 @@ import timm.scheduler
 import torch
 import toys
 from patients import assert_same, build, differences, digest, images, run, snapshot
-from test_distributed import assert_close, results  # noqa: F401 - a fixture
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
@@ -505,34 +504,3 @@ def test_what_is_no_model() -> None:
     for verb in (freeze_base, unfreeze_base):
         with pytest.raises(PatientError, match=r"'list' is not an nn\.Module"):
             verb([])
-
-
-# -------------------------------------------------------------------------------------------- several processes
-
-
-@pytest.fixture(scope="module")
-def alone() -> dict[str, Any]:
-    """One process on whole batches: the SEs by themselves, then all."""
-    return worker.tuned(worker.tunable(), lambda model: model, worker.batches())
-
-
-@pytest.mark.parametrize("part", ["ddp tuned", "fsdp tuned"])
-def test_both_phases_are_those_of_one_process_with_the_whole_batches(results: Any, alone: Any, part: str) -> None:  # noqa: F811
-    """On a network with BatchNorm: frozen, it does not depend on how batches are spread."""
-    start = worker.values(worker.tunable())
-    for rank, result in enumerate(results("torch", part)):
-        assert result["groups"] == alone["groups"]
-        for phase in ("SEs", "all"):
-            if part == "fsdp tuned" and rank > 0:
-                assert result[phase] == {}
-                continue
-            assert_close(result[phase], alone[phase])
-            moved = {key for key, tensor in result[phase].items() if not torch.equal(tensor, start[key])}
-            parameters = {name for name, _ in worker.tunable().named_parameters()}
-            assert moved == {key for key in start if is_new(key) or (phase == "all" and key in parameters)}
-
-
-def test_what_is_in_ddp_is_refused(results: Any) -> None:  # noqa: F811
-    for result in results("torch", "ddp tuned"):
-        for text in result["refused"]:
-            assert "The model is in DistributedDataParallel, which has fixed what is trained." in text
