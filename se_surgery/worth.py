@@ -189,7 +189,7 @@ def tradeoff(
         OptionError: The budget is below zero or above all there is.
         SurgeryError: The model cannot be looked at, or the file is of another model.
 
-    Example:
+    Examples:
         >>> found = tradeoff(timm.create_model("seresnet18", pretrained=True), loader, budget=0.5)
         >>> print(found.table())
     """
