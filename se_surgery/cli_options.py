@@ -233,7 +233,8 @@ ClassMap = Annotated[
     typer.Option(
         "--class-map",
         metavar="FILE",
-        help="Names of the model's classes, one in every line. By default those of the data in natural order.",
+        help="Names of the model's classes, one in every line; folders of other names are left out. By default the "
+        "data's own names in natural order.",
         rich_help_panel=_DATA,
         show_default=False,
     ),

@@ -84,8 +84,8 @@ def open_pictures(
             `torch/cifar10`, `hfds/USER/NAME`, `wds/NAME`, ...
         root: Where the files of a data set by name are.
         split: Which part of it; in a folder, that folder in it, if it is there.
-        class_map: A text file with the name of a class in every line, in the order of the model's labels. By default
-            they are in natural order, as timm has it.
+        class_map: A text file with the name of a class in every line, in the order of the model's labels; folders of
+            other names are left out. By default all are taken, in natural order, as timm has it.
         download: Fetch a data set by name that is not there yet, where timm can.
         batch_size: Images at a time.
         limit: How many images to take, evenly spread over the data; all by default.
