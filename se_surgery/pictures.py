@@ -164,7 +164,10 @@ def _found(data: str, root: Any, split: str, **options: Any) -> tuple[Dataset[An
     except SurgeryError:
         raise
     except Exception as error:  # what the readers of other packages raise has no class in common
-        raise DataError(f"{data!r} cannot be opened ({_told(error)}). See to the data and its split.") from error
+        remedy = (
+            "See to what is in it, and to the split" if is_folder else "See to its root and split, or ask for download"
+        )
+        raise DataError(f"{data!r} cannot be opened ({_told(error)}). {remedy}.") from error
     folder = getattr(getattr(dataset, "reader", None), "root", None)
     return dataset, repr(str(folder)) if is_folder and folder else repr(data)
 

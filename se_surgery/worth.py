@@ -171,7 +171,8 @@ def tradeoff(
     by its better way, and the score measured again; on an error the model is as before.
 
     Args:
-        model: A model with SEs.
+        model: A model with SEs. One in DistributedDataParallel or `torch.compile` is scored; with a budget give the
+            model itself.
         loader: Gives batches of images and labels, as for `excitations`; it is gone through many times.
         evaluate: A function of the model that returns its score; larger is better. By default the share of the loader's
             images that it classifies right.
@@ -188,7 +189,7 @@ def tradeoff(
         NothingToDoError: The model has no SE.
         DataError: The loader or the score is of no use.
         OptionError: The budget is below zero or above all there is.
-        SurgeryError: The model cannot be looked at, or the file is of another model.
+        SurgeryError: The model cannot be looked at or operated on, or the file is of another model or other data.
 
     Examples:
         >>> found = tradeoff(timm.create_model("seresnet18", pretrained=True), loader, budget=0.5)
