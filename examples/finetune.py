@@ -14,7 +14,6 @@ state goes into one safetensors file, so that a run that was killed goes on with
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import sys
@@ -22,7 +21,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import timm
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
@@ -39,7 +37,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
-from tuning import checkpoints
+from tuning import checkpoints, curves
 from tuning.data import data_sets, loaders
 
 import se_surgery
@@ -182,10 +180,12 @@ class Run:
             self.optimizer.zero_grad()
             self.scheduler.step_update(epoch * steps + step)
             if self.ema:
-                self.ema.update(accelerator.unwrap_model(self.model))
+                self.ema.update(self.bare)
             total += loss.detach()
             rate = step * args.batch_size * accelerator.num_processes / (time.time() - begun)
-            shown.update(task, advance=1, loss=f"{float(total) / step:.4f}", rate=f"{rate:,.0f} images/s")
+            shown.advance(task)
+            if step % 10 == 0 or step == steps:  # to read the loss is to wait for the GPU
+                shown.update(task, loss=f"{float(total) / step:.4f}", rate=f"{rate:,.0f} images/s")
         for model in (self.model, self.ema) if accelerator.num_processes > 1 else ():
             if model is not None:
                 distribute_bn(model, accelerator.num_processes, reduce=True)  # of each process's own images so far
@@ -207,7 +207,7 @@ class Run:
 
     def go(self, shown: Progress) -> None:
         for epoch in range(self.start, self.epochs):
-            rate = self.optimizer.param_groups[0]["lr"]
+            rate = max(group["lr"] for group in self.optimizer.param_groups)
             train_loss, speed = self.train_epoch(epoch, shown)
             if not math.isfinite(train_loss):
                 sys.exit(f"The loss is {train_loss}. The last checkpoint is that of the epoch before; lower the rates.")
@@ -224,32 +224,16 @@ class Run:
             flat = {f"{part}.{key}": tensor for part, held in parts.items() for key, tensor in held.items()}
             state = {"phase": self.phase, "epoch": epoch, "optimizer": plain, "rows": self.rows}
             checkpoints.save(self.file, flat, state | {"options": told(self.args)})
-            report(self.args.out, self.rows)
+            curves.write(self.args.out / "epochs.csv", self.rows, COLUMNS)
             shown = " ".join(f"{key} {value:.4g}" if key != "phase" else value for key, value in self.rows[-1].items())
             print(shown, flush=True)
         self.accelerator.wait_for_everyone()
 
 
 def told(args: argparse.Namespace) -> dict[str, Any]:
-    """What a run was told, to compare it with what it is told when it goes on."""
-    return {key: value for key, value in json.loads(json.dumps(vars(args), default=str)).items() if key != "resume"}
-
-
-def report(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """The epochs as a table and as curves."""
-    with (folder / "epochs.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-    for axis, names in zip(axes, (("train_loss", "loss"), ("top1",)), strict=True):
-        for name in names:
-            axis.plot(range(1, len(rows) + 1), [row[name] for row in rows], marker="o", label=name)
-        axis.axvline(0.5 + sum(row["phase"] == "SEs" for row in rows), color="gray", linestyle=":")
-        axis.set(xlabel="epoch")
-        axis.legend()
-    figure.savefig(folder / "curves.png", dpi=120)
-    plt.close(figure)
+    """What a run was told of what it computes, to compare it with what it is told when it goes on."""
+    free = ("resume", "out", "workers", "license")
+    return {key: value for key, value in json.loads(json.dumps(vars(args), default=str)).items() if key not in free}
 
 
 def finish(args: argparse.Namespace, accelerator: Accelerator) -> None:
@@ -263,6 +247,7 @@ def finish(args: argparse.Namespace, accelerator: Accelerator) -> None:
         loader = accelerator.prepare(loaders(args, parts, model, channels)[1])
         gates = se_surgery.excitations(model.to(accelerator.device), loader)
     if accelerator.is_main_process:
+        curves.draw(args.out / "curves.png", state["rows"])
         tags = [args.dataset or (Path(args.data).name if args.data else "digits")]
         lineage = {} if args.pretrained else {"base_model": ""}
         folder = se_surgery.save_pretrained(
@@ -286,6 +271,8 @@ def main() -> None:
         rows, phases = state["rows"], phases[phases.index(state["phase"]) :]
     config = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed)
     accelerator = Accelerator(mixed_precision=args.amp, dataloader_config=config)
+    if args.fsdp and accelerator.num_processes == 1:
+        sys.exit("--fsdp scatters over several processes: start them by torchrun or accelerate launch.")
     args.out.mkdir(parents=True, exist_ok=True)
     columns = (
         TextColumn("{task.description}"),

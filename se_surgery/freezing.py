@@ -28,8 +28,8 @@ def freeze_base(model: nn.Module, head: bool | str | Collection[str] = False) ->
 
     The base's parameters no longer require gradients, and its BatchNorms and other modules with running statistics
     stay in evaluation, whatever `model.train()` says; dropout goes on following it. No module is replaced, and keys,
-    outputs in evaluation, copies, pickles and whatever this library does to models are as before. Without SEs in front
-    of it, no activation of the base is kept for the backward pass.
+    outputs in evaluation, copies, pickles and whatever this library does to models are as before. In front of the first
+    SE no activation is kept for the backward pass.
 
     Freeze before wrapping in DistributedDataParallel and before making optimizers: both take what is trained then.
 
@@ -61,9 +61,10 @@ def freeze_base(model: nn.Module, head: bool | str | Collection[str] = False) ->
         )
     unfreeze_base(bare)
     untouched = {id(module) for one in kept for module in one.modules()}
+    flags = {number: flag for number, flag in flags.items() if number not in learning}
     for module in bare.modules():
         if id(module) not in untouched:
-            _freeze(module, {number: flag for number, flag in flags.items() if number not in learning})
+            _freeze(module, flags)
     return model
 
 

@@ -15,10 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from distributed_worker import WAITS
 from patients import digest
+from PIL import Image
 from safetensors.torch import load_file
 from test_distributed import TORCHRUN
 from torch import nn
@@ -157,8 +159,24 @@ def test_options_that_do_not_go_together(here: Start, arguments: Any, words: str
     assert words in capsys.readouterr().err
 
 
+def image_folder(root: Path) -> Path:
+    """Two classes of colours, to train on and to evaluate."""
+    for split, number in (("train", 8), ("validation", 4)):
+        for channel, label in enumerate(("red", "green")):
+            (root / split / label).mkdir(parents=True)
+            for i in range(number):
+                pixels = np.full((24, 24, 3), 8 * i, np.uint8)
+                pixels[..., channel] = 200
+                Image.fromarray(pixels).save(root / split / label / f"{i}.png")
+    return root
+
+
+# timm's reader opens files that it leaves to the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_run_is_not_begun_over_another_nor_gone_on_with_in_another_way(here: Start, tmp_path: Path) -> None:
-    told = ("--se-epochs", "1", "--epochs", "0", "--batch-size", "256", "--out", "run")
+    """On a folder of images, with timm's augmentation."""
+    colours = str(image_folder(tmp_path / "colours"))
+    told = ("--data", colours, "--se-epochs", "1", "--epochs", "1", "--batch-size", "4", "--out", "run")
     here(*told)
     before = held(tmp_path / "run" / "checkpoint.safetensors")
     with pytest.raises(SystemExit, match=r"run holds a run\. Go on with it by --resume, or give another folder\."):
@@ -166,6 +184,8 @@ def test_a_run_is_not_begun_over_another_nor_gone_on_with_in_another_way(here: S
     with pytest.raises(SystemExit, match=r"The run in run had another --lr: 0\.001\."):
         here(*told, "--resume", "--lr", "0.5")
     here(*told, "--resume")  # it was at its end
-    assert held(tmp_path / "run" / "checkpoint.safetensors") == before and len(rows(tmp_path / "run")) == 1
+    assert held(tmp_path / "run" / "checkpoint.safetensors") == before and len(rows(tmp_path / "run")) == 2
     card = (tmp_path / "run" / "model" / "README.md").read_text()
-    assert "- digits\n" in card and "excitations.png" in card and "Base: `test_resnet`" in card
+    assert "- colours\n" in card and "excitations.png" in card and "Classes: 2" in card
+    with pytest.raises(SystemExit, match="--fsdp scatters over several processes"):
+        here(*told[:-1], "other", "--fsdp")
