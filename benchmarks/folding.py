@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from se_surgery import SurgeryError, add_se, strip_se
+from se_surgery import PlacementError, add_se, strip_se
 from se_surgery.absorb import NoFold
 from se_surgery.exam import Exam
 from se_surgery.fold import folding
@@ -70,7 +70,7 @@ def _body(base: nn.Module, placement: str, args: tuple[Any, ...]) -> dict[str, A
     if placement != OWN:
         try:
             add_se(model, placement, bias=True, init="paper", existing="stack", example_input=args)
-        except SurgeryError as error:
+        except PlacementError as error:
             return {"status": NONE, "why": str(error)}
         origin = "se_surgery"
     exam = Exam(model, args)

@@ -335,7 +335,7 @@ def channel_axis(shape: tuple[int, ...], image: tuple[int, ...] = (1, 1)) -> int
 
     None where both would: a map with as many channels as positions on a side.
 
-    Example:
+    Examples:
         >>> channel_axis((2, 64, 7, 7)), channel_axis((2, 7, 7, 64)), channel_axis((2, 7, 7, 7))
         (1, -1, None)
     """
@@ -346,7 +346,7 @@ def channel_axis(shape: tuple[int, ...], image: tuple[int, ...] = (1, 1)) -> int
 def positions(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
     """Spatial size of a batch of maps, given its channel axis.
 
-    Example:
+    Examples:
         >>> positions((2, 64, 7, 5), 1), positions((2, 7, 5, 64), -1)
         ((7, 5), (7, 5))
     """
@@ -362,7 +362,7 @@ def _is_proportional(size: tuple[int, ...], image: tuple[int, ...]) -> bool:
 def parents(path: str) -> Iterator[str]:
     """The paths above `path`, nearest first, the root's `""` last.
 
-    Example:
+    Examples:
         >>> list(parents("layer1.0.conv1"))
         ['layer1.0', 'layer1', '']
     """

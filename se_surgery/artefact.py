@@ -32,7 +32,7 @@ OWN = "se_surgery"
 def digest_of(tensors: Mapping[str, Tensor], recipe: Mapping[str, Any]) -> str:
     """A hash of a recipe and of tensors: their names, dtypes, shapes and bytes.
 
-    Example:
+    Examples:
         >>> digest_of({}, {})[:8]
         '44136fa3'
     """

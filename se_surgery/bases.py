@@ -38,7 +38,7 @@ def create_base(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module
     Raises:
         SurgeryError: There is no such name, the arguments do not fit, or the weights cannot be had.
 
-    Example:
+    Examples:
         >>> create_base("resnet18", num_classes=10).fc
         Linear(in_features=512, out_features=10, bias=True)
     """
@@ -69,7 +69,7 @@ _REMEDIES = {
 def is_base(name: str) -> bool:
     """Whether timm or torchvision has a model of that name.
 
-    Example:
+    Examples:
         >>> is_base("resnet50"), is_base("torchvision/resnet50"), is_base("./resnet50")
         (True, True, False)
     """

@@ -127,7 +127,7 @@ def _is_product(output: Tensor, given: Tensor, gate: Tensor, axis: int) -> bool:
 def in_rank(gate: Tensor, rank: int, axis: int) -> Tensor:
     """One number a channel, (C,) or (B, C), as maps of that rank and channel axis take it.
 
-    Example:
+    Examples:
         >>> in_rank(torch.ones(8), 4, 1).shape, in_rank(torch.ones(2, 8), 4, -1).shape
         (torch.Size([1, 8, 1, 1]), torch.Size([2, 1, 1, 8]))
     """

@@ -184,7 +184,7 @@ def lineage_of(given: str | None, base: str | None, config: Mapping[str, Any]) -
 
     An empty text says that there are none: the model was trained from random weights.
 
-    Example:
+    Examples:
         >>> lineage_of(None, "resnet50", {"tag": "a1_in1k"}), lineage_of("", "resnet50", {"tag": "a1_in1k"})
         ('timm/resnet50.a1_in1k', None)
     """

@@ -53,7 +53,7 @@ def shipped_recipe(name: str) -> dict[str, Any]:
     Raises:
         SurgeryError: There is none of that name, or its file is damaged.
 
-    Example:
+    Examples:
         >>> shipped_recipe("se_resnet50_pre")["base"]
         'resnet50'
     """

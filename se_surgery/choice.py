@@ -32,7 +32,7 @@ class Choice:
 def best_sets(freed: Sequence[int], losses: Sequence[float]) -> list[Choice]:
     """The sets that no other beats: none frees as much and loses less. By what they free, ascending.
 
-    Example:
+    Examples:
         >>> [choice.members for choice in best_sets([10, 10, 30], [0.2, 0.1, 0.4])]
         [(), (1,), (0, 1), (2,), (1, 2), (0, 1, 2)]
     """

@@ -1,4 +1,4 @@
-"""The command line: `se-surgery plan`, `add`, `strip`, `list`, `inspect`, `recipe`, `verify`, `cost`, `push`, ...
+"""The command line: `se-surgery plan`, `add`, `strip`, `list`, `inspect`, `recipe`, `verify`, `cost`, `bench`, ...
 
 In: a model by name, folder or repository, and options. Out: tables (or JSON) on stdout, progress and errors on stderr,
 a folder from `add`, `strip` and `pull`, and a commit from `push`. Exit codes: 0 done, 1 refused (the message says why),
@@ -22,7 +22,7 @@ from timm.models import is_model_in_modules
 from torch import nn
 from typer.core import TyperGroup
 
-from . import __version__, cli_cost, cli_gates, cli_paper
+from . import __version__, cli_bench, cli_cost, cli_gates, cli_paper
 from . import cli_options as cli
 from .bases import OWN_MODULE, TORCHVISION, create_base, is_base
 from .cli_report import (
@@ -393,6 +393,7 @@ def _say(as_json: bool, data: Any, text: str) -> None:
     typer.echo(json.dumps(data, indent=2) if as_json else text)
 
 
+cli_bench.add_to(app, _patient, _progress, _say)
 cli_cost.add_to(app, _patient, _progress, _say)
 cli_gates.add_to(app, _patient, _progress, _say, _write)
 cli_paper.add_to(app, _progress, _say)

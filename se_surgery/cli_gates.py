@@ -21,6 +21,7 @@ from torch import nn
 from . import cli_options as cli
 from .errors import DataError, OptionError
 from .excited import Gates, excitations
+from .figures import check_format
 from .pictures import Pictures, open_pictures
 from .replace import check_directory
 from .worth import Tradeoff, tradeoff
@@ -160,11 +161,13 @@ class ShownPictures:
             yield from bar.track(self.pictures, total=len(self.pictures) or None, description="Measuring the gates")
 
 
-def _check_files(*paths: Path | None) -> None:
+def _check_files(plot: Path | None, other: Path | None) -> None:
     """Refuse files that could not be written when all is measured."""
-    for path in paths:
+    for path in (plot, other):
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             raise OptionError(f"{str(path)!r} cannot be written: it is a folder or in none. Name a file in a folder.")
+    if plot is not None:
+        check_format(plot)
 
 
 def _check_labels(pictures: Pictures, model: nn.Module) -> None:

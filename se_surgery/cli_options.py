@@ -24,7 +24,7 @@ from .strip import ORIGINS
 def read_ratios(text: str) -> int | dict[int, int]:
     """A reduction ratio, or one for each stage.
 
-    Example:
+    Examples:
         >>> read_ratios("16"), read_ratios("3=8,4=16")
         (16, {3: 8, 4: 16})
     """
@@ -43,7 +43,7 @@ def read_ratios(text: str) -> int | dict[int, int]:
 def read_numbers(text: str) -> tuple[int, ...]:
     """Whole numbers, separated by commas.
 
-    Example:
+    Examples:
         >>> read_numbers("3,-1")
         (3, -1)
     """
@@ -56,7 +56,7 @@ def read_numbers(text: str) -> tuple[int, ...]:
 def read_size(text: str) -> tuple[int, ...]:
     """The size of an image, (C, H, W).
 
-    Example:
+    Examples:
         >>> read_size("1,28,28")
         (1, 28, 28)
     """
@@ -69,7 +69,7 @@ def read_size(text: str) -> tuple[int, ...]:
 def read_budget(text: str) -> float:
     """Parameters to keep, or a share of them.
 
-    Example:
+    Examples:
         >>> read_budget("100000"), read_budget("0.5")
         (100000, 0.5)
     """
@@ -233,7 +233,8 @@ ClassMap = Annotated[
     typer.Option(
         "--class-map",
         metavar="FILE",
-        help="Names of the model's classes, one in every line. By default those of the data in natural order.",
+        help="Names of the model's classes, one in every line; folders of other names are left out. By default the "
+        "data's own names in natural order.",
         rich_help_panel=_DATA,
         show_default=False,
     ),

@@ -90,7 +90,7 @@ def parameters(model: nn.Module) -> tuple[int, int]:
     floating-point buffers; in nearly every CNN these are the running statistics and nothing else. The paper's table 10
     counts them in.
 
-    Example:
+    Examples:
         >>> parameters(timm.create_model("resnet50"))
         (25557032, 25610152)
     """
@@ -111,7 +111,7 @@ def multiply_adds(model: nn.Module, example_input: Any = None) -> int:
     Raises:
         ProbeError: The model does not run on that input.
 
-    Example:
+    Examples:
         >>> multiply_adds(timm.create_model("resnet50"))
         4089184256
     """
@@ -135,7 +135,7 @@ def count_costs(model: nn.Module, example_input: Any = None) -> Costs:
     Raises:
         ProbeError: The model does not run on that input.
 
-    Example:
+    Examples:
         >>> costs = count_costs(se_surgery.add_se(timm.create_model("resnet50")))
         >>> costs.whole.parameters, costs.ses["stage 4"].parameters
         (28071976, 1572864)

@@ -224,7 +224,7 @@ def _about(units: Sequence[_Drawn], shared: str) -> str:
 def _split(path: str) -> tuple[str, str]:
     """A path in front of the numbers that it ends with, and those.
 
-    Example:
+    Examples:
         >>> _split("stages.0.blocks.1"), _split("Mixed_5b"), _split("stem")
         (('stages.0.blocks.', '1'), ('Mixed_', '5b'), ('', 'stem'))
     """

@@ -58,7 +58,7 @@ def split_options(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     Raises:
         OptionError: There is no such option.
 
-    Example:
+    Examples:
         >>> split_options({"se_r": 8, "num_classes": 10})
         ({'r': 8}, {'num_classes': 10})
     """

@@ -84,7 +84,7 @@ class Call:
 def is_map(shape: tuple[int, ...] | torch.Size) -> bool:
     """Whether a shape is that of a batch of feature maps with more than one position: (B, C, H, W) or (B, C, T, H, W).
 
-    Example:
+    Examples:
         >>> is_map((2, 64, 7, 7)), is_map((2, 64, 1, 1)), is_map((2, 49, 64))
         (True, False, False)
     """

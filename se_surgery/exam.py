@@ -147,7 +147,7 @@ def find_se(model: nn.Module, example_input: Any = None) -> list[SESite]:
     Raises:
         ProbeError: The model does not run on the probing input.
 
-    Example:
+    Examples:
         >>> [site.path for site in find_se(timm.create_model("seresnet18"))][:2]
         ['layer1.0.se', 'layer1.1.se']
     """

@@ -80,7 +80,7 @@ class SESpec:
 def hidden_channels(channels: int, r: int, rd_divisor: int = 1) -> int:
     """Width of the hidden layer: `max(2, C // r)`, rounded as timm does where `rd_divisor` > 1.
 
-    Example:
+    Examples:
         >>> hidden_channels(256, 16), hidden_channels(24, 16), hidden_channels(24, 16, rd_divisor=8)
         (16, 2, 8)
     """
@@ -103,7 +103,7 @@ class SqueezeExcite(nn.Module):
     Shape:
         (B, C, H, W), or (B, C, T, H, W) with `dims=3`, or channels last; the output has the input's shape.
 
-    Example:
+    Examples:
         >>> se = SqueezeExcite(SESpec(channels=64, rd_channels=4, gate_scale=2.0), init="identity")
         >>> x = torch.randn(2, 64, 7, 7)
         >>> torch.equal(se(x), x)
@@ -250,7 +250,7 @@ def build(spec: SESpec, init: str, device: torch.device | None, dtype: torch.dty
 def parameter_count(spec: SESpec) -> int:
     """Number of parameters of the module for a spec; nothing is allocated for it.
 
-    Example:
+    Examples:
         >>> parameter_count(SESpec(channels=64, rd_channels=4, bias=(False, True)))
         576
     """
@@ -272,7 +272,7 @@ def parameter_count(spec: SESpec) -> int:
 def multiply_adds(spec: SESpec, size: tuple[int, ...]) -> int:
     """Multiply-adds an image of the module for a spec on a map of `size`: its layers, and the scale of every value.
 
-    Example:
+    Examples:
         >>> multiply_adds(SESpec(channels=256, rd_channels=16), (56, 56))
         811008
     """
@@ -291,7 +291,7 @@ def multiply_adds(spec: SESpec, size: tuple[int, ...]) -> int:
 def activations(spec: SESpec, size: tuple[int, ...]) -> int:
     """Values an image that the module for a spec makes of a map of `size`: of its layers, and the scaled map.
 
-    Example:
+    Examples:
         >>> activations(SESpec(channels=256, rd_channels=16), (56, 56))
         803088
     """

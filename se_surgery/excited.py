@@ -204,7 +204,7 @@ def excitations(
         DataError: The loader gives nothing, values that are not finite, or labels out of range.
         SurgeryError: The model cannot be looked at, or does not run on these images.
 
-    Example:
+    Examples:
         >>> found = excitations(timm.create_model("seresnet18", pretrained=True), loader)
         >>> print(found.table())
 

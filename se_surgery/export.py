@@ -70,7 +70,7 @@ def export_se(model: nn.Module, style: str = "timm", *, base: bool = True) -> di
         NothingToDoError: The model holds no SE of this library.
         PatientError: The model is wrapped, on the meta device, or holds other kinds of attention.
 
-    Example:
+    Examples:
         >>> model = add_se(timm.create_model("resnet50"), bias=True, rd_divisor=8, init="paper")
         >>> timm.create_model("seresnet50").load_state_dict(export_se(model, "timm"), strict=True)
     """

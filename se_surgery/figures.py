@@ -38,6 +38,21 @@ def blank(width: float, height: float, **options: Any) -> Any:
     return Figure(figsize=(width, height), layout="constrained", **options)
 
 
+def check_format(path: Path) -> None:
+    """Refuse a file that no figure could be written to, before what it would show is measured.
+
+    Raises:
+        SurgeryError: matplotlib is missing, or the file's ending is that of no format.
+    """
+    known = blank(1, 1).canvas.get_supported_filetypes()
+    ending = path.suffix.lower().removeprefix(".")
+    if ending not in known:
+        raise OptionError(
+            f"{str(path)!r} has the ending {ending!r}, and figures are written as {', '.join(sorted(known))}. "
+            f"Name such a file, drawn.png say."
+        )
+
+
 def written(figure: Any, path: Path, title: str) -> Path:
     """Write a figure, without the date and with the same names inside every time.
 

@@ -45,7 +45,7 @@ def freeze_base(model: nn.Module, head: bool | str | Collection[str] = False) ->
         OptionError: There is no such head.
         PatientError: The model is in DistributedDataParallel already.
 
-    Example:
+    Examples:
         >>> model = se_surgery.add_se(timm.create_model("resnet50", pretrained=True))
         >>> se_surgery.freeze_base(model).train()
         >>> optimizer = torch.optim.AdamW(se_surgery.param_groups(model, lr=1e-3))
@@ -80,7 +80,7 @@ def unfreeze_base(model: nn.Module) -> nn.Module:
     Raises:
         PatientError: The model is in DistributedDataParallel, which would not average the gradients of the base.
 
-    Example:
+    Examples:
         >>> se_surgery.unfreeze_base(model)
         >>> optimizer = torch.optim.AdamW(se_surgery.param_groups(model, lr=1e-4, se_lr=1e-3))
     """

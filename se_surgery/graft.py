@@ -85,7 +85,7 @@ def add_se(
         SurgeryError: What is wrong and what to do; `PlacementError` where the model lacks the placement,
             `NothingToDoError` where no site is left.
 
-    Example:
+    Examples:
         >>> model = timm.create_model("resnet50", pretrained=True)
         >>> se_surgery.add_se(model, placement="standard", r=16)
 

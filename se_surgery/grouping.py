@@ -50,7 +50,7 @@ def param_groups(
         OptionError: A value means nothing, or the model says nothing of its layers.
         NothingToDoError: All parameters are frozen.
 
-    Example:
+    Examples:
         >>> groups = se_surgery.param_groups(model, lr=1e-4, se_lr=1e-3, weight_decay=0.05)
         >>> optimizer = torch.optim.AdamW(groups)  # or timm.optim.create_optimizer_v2(groups, "adamw")
     """

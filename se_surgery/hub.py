@@ -43,7 +43,7 @@ _NO_XET = (
 def is_repo(name: str) -> bool:
     """Whether a text has the form of a repository's name, with or without a revision.
 
-    Example:
+    Examples:
         >>> is_repo("timm/resnet18.a1_in1k"), is_repo("user/model@v1"), is_repo("./folder"), is_repo("resnet18")
         (True, True, False, False)
     """

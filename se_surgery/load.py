@@ -145,7 +145,7 @@ def load_se(
         NothingToDoError: The model holds no SE of this library.
         PatientError: The model is wrapped, on the meta device, or holds other kinds of attention.
 
-    Example:
+    Examples:
         >>> theirs = timm.create_model("seresnet50", pretrained=True).state_dict()
         >>> model = add_se(timm.create_model("resnet50"), bias=True, rd_divisor=8, init="paper")
         >>> print(load_se(model, theirs))

@@ -17,7 +17,7 @@ _RIGHT = ' style="text-align: right"'
 def html(parts: Iterable[Part]) -> str:
     """Parts as HTML; empty ones are left out.
 
-    Example:
+    Examples:
         >>> html(["2 < 3"])
         '<div><p>2 &lt; 3</p></div>'
     """

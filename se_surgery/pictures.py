@@ -84,8 +84,8 @@ def open_pictures(
             `torch/cifar10`, `hfds/USER/NAME`, `wds/NAME`, ...
         root: Where the files of a data set by name are.
         split: Which part of it; in a folder, that folder in it, if it is there.
-        class_map: A text file with the name of a class in every line, in the order of the model's labels. By default
-            they are in natural order, as timm has it.
+        class_map: A text file with the name of a class in every line, in the order of the model's labels; folders of
+            other names are left out. By default all are taken, in natural order, as timm has it.
         download: Fetch a data set by name that is not there yet, where timm can.
         batch_size: Images at a time.
         limit: How many images to take, evenly spread over the data; all by default.
@@ -164,7 +164,10 @@ def _found(data: str, root: Any, split: str, **options: Any) -> tuple[Dataset[An
     except SurgeryError:
         raise
     except Exception as error:  # what the readers of other packages raise has no class in common
-        raise DataError(f"{data!r} cannot be opened ({_told(error)}). See to the data and its split.") from error
+        remedy = (
+            "See to what is in it, and to the split" if is_folder else "See to its root and split, or ask for download"
+        )
+        raise DataError(f"{data!r} cannot be opened ({_told(error)}). {remedy}.") from error
     folder = getattr(getattr(dataset, "reader", None), "root", None)
     return dataset, repr(str(folder)) if is_folder and folder else repr(data)
 

@@ -213,7 +213,7 @@ class Plan:
         Raises:
             SurgeryError: matplotlib is missing, or the file cannot be written.
 
-        Example:
+        Examples:
             >>> plan_se(timm.create_model("resnet50"), "identity").draw("resnet50.svg")
         """
         from .drawing import draw_plan

@@ -72,7 +72,7 @@ def plan_se(
     Raises:
         SurgeryError: An argument means nothing, or the model cannot be looked at.
 
-    Example:
+    Examples:
         >>> plan = plan_se(timm.create_model("resnet50"))
         >>> len(plan.sites), plan.params_added
         (16, 2514944)

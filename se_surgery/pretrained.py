@@ -76,7 +76,7 @@ def save_pretrained(
         SurgeryError: The model cannot be saved or would not be the same again, or the folder cannot be written; the
             message says what to do.
 
-    Example:
+    Examples:
         >>> model = se_surgery.add_se(timm.create_model("resnet50", pretrained=True))
         >>> se_surgery.save_pretrained(model, "se_resnet50")
         >>> model = timm.create_model("local-dir:se_resnet50", pretrained=True)
@@ -117,7 +117,7 @@ def from_pretrained(
     Raises:
         SurgeryError: It cannot be had or is damaged, or an argument means nothing.
 
-    Example:
+    Examples:
         >>> model = se_surgery.from_pretrained("user/se_resnet50", revision="v1", num_classes=10)
     """
     refused = sorted(_OURS & kwargs.keys())
@@ -183,7 +183,7 @@ def push_to_hub(
     Raises:
         SurgeryError: The model cannot be saved, its licence is not known, or the Hub refuses.
 
-    Example:
+    Examples:
         >>> se_surgery.push_to_hub(model, "user/se_resnet50", tag="v1")
         >>> model = timm.create_model("hf-hub:user/se_resnet50@v1", pretrained=True)
     """

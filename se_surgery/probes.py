@@ -79,7 +79,7 @@ def describe(args: tuple[Any, ...]) -> str:
 def shorten(value: Any) -> str:
     """A value in one short line.
 
-    Example:
+    Examples:
         >>> shorten({"x": [1, 2]}), len(shorten("x" * 100))
         ("{'x': [1, 2]}", 60)
     """

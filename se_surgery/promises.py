@@ -125,7 +125,7 @@ def verify(model: nn.Module, example_input: Any = None, *, thorough: bool = True
         ProbeError: The base does not run on the input.
         PatientError: The model has no values to run with (meta device), or cannot be copied.
 
-    Example:
+    Examples:
         >>> print(verify(add_se(timm.create_model("resnet18"))))
     """
     report = Report(tuple(trial.run() for trial in trials(model, example_input, thorough=thorough)))

@@ -64,7 +64,7 @@ def prune_se(
         NothingToDoError: No such SE is there, or there is nothing to take out.
         SurgeryError: torch-pruning is missing, or cannot see through an SE.
 
-    Example:
+    Examples:
         >>> model = timm.create_model("seresnet18", pretrained=True)
         >>> se_surgery.prune_se(model, 0.5)
     """
@@ -233,7 +233,7 @@ def to_pruner_args(model: nn.Module, example_input: Any = None) -> dict[str, Any
     Raises:
         SurgeryError: The model cannot be looked at.
 
-    Example:
+    Examples:
         >>> pruner = torch_pruning.pruner.BasePruner(
         ...     model, importance=torch_pruning.importance.GroupMagnitudeImportance(), pruning_ratio=0.5,
         ...     **se_surgery.to_pruner_args(model))

@@ -66,7 +66,7 @@ def apply_recipe(model: nn.Module, recipe: Mapping[str, Any], example_input: Any
     Raises:
         SurgeryError: The recipe is not one, or its sites would not come out the same.
 
-    Example:
+    Examples:
         >>> recipe = se_surgery.recipe_of(se_surgery.add_se(timm.create_model("resnet18")))
         >>> model = se_surgery.apply_recipe(timm.create_model("resnet18"), recipe)
     """

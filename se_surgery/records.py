@@ -79,7 +79,7 @@ class Implant:
     def now(self, path: str, host: str) -> str:
         """A path of the time, now that the block is at `host`.
 
-        Example:
+        Examples:
             >>> Implant("se", "layer1.0", "standard", (), host="layer1.0").now("layer1.0", "backbone.layer1.0")
             'backbone.layer1.0'
         """
@@ -93,7 +93,7 @@ class Implant:
 def base_of(model: nn.Module) -> str | None:
     """Name of a model's base, if it knows it: those that this library created do, and timm's.
 
-    Example:
+    Examples:
         >>> base_of(timm.create_model("resnet18")), base_of(torchvision.models.resnet18())
         ('resnet18', None)
     """
@@ -111,7 +111,7 @@ def implants(block: nn.Module) -> list[Implant]:
 def implanted(model: nn.Module) -> list[str]:
     """Paths of the SEs that this library put into a model.
 
-    Example:
+    Examples:
         >>> implanted(add_se(timm.create_model("resnet18")))[:2]
         ['layer1.0.se', 'layer1.1.se']
     """

@@ -48,7 +48,7 @@ def register_se(name: str, base: str, **options: Any) -> None:
     Raises:
         SurgeryError: The name is taken or no identifier, there is no such base, or an option means nothing.
 
-    Example:
+    Examples:
         >>> se_surgery.register_se("my_se_resnet50", "resnet50", placement="pre", r=8)
         >>> model = timm.create_model("my_se_resnet50", num_classes=10)
     """
@@ -76,7 +76,7 @@ def unregister_se(name: str) -> None:
     Raises:
         OptionError: It was not registered by `register_se`.
 
-    Example:
+    Examples:
         >>> se_surgery.unregister_se("my_se_resnet50")
     """
     if name not in _users:

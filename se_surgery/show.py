@@ -217,7 +217,7 @@ def groups(items: Iterable[_T], key: Callable[[_T], Hashable], path: Callable[[_
 def compact(paths: Sequence[str]) -> str:
     """The paths of one group as one.
 
-    Example:
+    Examples:
         >>> compact(["layer1.0.se", "layer1.1.se", "layer1.2.se"]), compact(["features.2", "features.5"])
         ('layer1.[0-2].se', 'features.[2,5]')
     """
@@ -337,7 +337,7 @@ def _image(plan: Plan) -> tuple[int, ...]:
 def count(number: int, noun: str) -> str:
     """A number of things, in words.
 
-    Example:
+    Examples:
         >>> count(1, "stage"), count(4, "stage")
         ('1 stage', '4 stages')
     """

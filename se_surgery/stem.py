@@ -25,7 +25,7 @@ def fit_stems(
     Returns:
         The state dict with the others' weights as they are.
 
-    Example:
+    Examples:
         >>> gray = fit_stems({"conv1.weight": torch.ones(64, 3, 7, 7)}, "conv1", saved=3, wanted=1)["conv1.weight"]
         >>> gray.shape, gray[0, 0, 0, 0]
         (torch.Size([64, 1, 7, 7]), tensor(3.))

@@ -50,7 +50,7 @@ def checked(
     Raises:
         ArtefactError: They do not fit; the message names the first five keys and what is wrong with each.
 
-    Example:
+    Examples:
         >>> layer = nn.Linear(2, 1)
         >>> checked({"weight": torch.zeros(1, 2), "bias": torch.zeros(1)}, layer)["bias"]
         tensor([0.])

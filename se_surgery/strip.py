@@ -68,7 +68,7 @@ def strip_se(
         SurgeryError: What is wrong and what to do; `NothingToDoError` where no SE is left to take, `FoldError` where
             an SE cannot be folded.
 
-    Example:
+    Examples:
         >>> model = timm.create_model("seresnet50")
         >>> se_surgery.strip_se(model, stages=-1)
     """

@@ -193,7 +193,7 @@ _GROUPS = ("_modules", "_parameters", "_buffers")
 def is_plain(value: Any) -> bool:
     """Whether a value can be written down in source and compared: None, a number, a string, or a list or tuple of such.
 
-    Example:
+    Examples:
         >>> is_plain((1, 2)), is_plain(None), is_plain(float("inf"))
         (True, True, False)
     """

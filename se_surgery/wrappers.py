@@ -15,7 +15,7 @@ _INSIDE = {"DataParallel": "module", "DistributedDataParallel": "module", "Optim
 def unwrapped(model: Any) -> Any:
     """The model itself, out of DataParallel, DistributedDataParallel and torch.compile; it need not be in any.
 
-    Example:
+    Examples:
         >>> unwrapped(torch.compile(model)) is model
         True
     """

@@ -2,8 +2,8 @@
 
     python tests/prose.py docs/tutorial.md ...   writes what the blocks print into the pages, and their notebooks
 
-A fenced `text` block right after a `python` block is what that prints. A block under the marker `<!-- not run: why -->`
-is not run.
+A fenced `text` block right after a `python` block is what that prints; or each `print(...)  # text` prints that text. A
+block under the marker `<!-- not run: why -->` is not run.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import nbformat
 
 ROOT = Path(__file__).parent.parent
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+_PROMISED = re.compile(r"^print\(.*\)  # (.*)$", re.MULTILINE)
 _NOT_RUN = re.compile(r"<!-- (needs weights|not run: .+) -->\n$")
 
 
@@ -70,8 +71,8 @@ def rendered(text: str, title: str) -> str:
         lines = "".join(f"{line.rstrip()}\n" for line in output.rstrip().splitlines())
         if block.span in shown:
             changes.append((shown[block.span], lines))
-        elif lines:
-            raise ValueError(f"{title}: the block under {block.section!r} prints this and has no text block: {lines}")
+        elif lines.splitlines() != _PROMISED.findall(block.text):
+            raise ValueError(f"{title}: the block under {block.section!r} prints what it does not say: {lines}")
     for (start, end), lines in reversed(changes):
         text = text[:start] + lines + text[end:]
     return text

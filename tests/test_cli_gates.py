@@ -230,6 +230,14 @@ REFUSED: dict[str, tuple[Any, str, tuple[Any, ...], int, str]] = {
     "no batches": (None, "excitations", ("--batch-size", "0"), 1, "batch_size=0 is below 1"),
     "no class map": (None, "excitations", ("--class-map", "nowhere.txt"), 1, "'nowhere.txt' is no file"),
     "no place for a plot": (None, "excitations", ("--plot", "no/folder/a.png"), 1, "cannot be written"),
+    "no format for a plot": (
+        None,
+        "excitations",
+        ("--plot", "a.xyz"),
+        1,
+        "'a.xyz' has the ending 'xyz', and figures are",
+    ),
+    "no format for a plot, tradeoff": (None, "tradeoff", ("--plot", "a"), 1, "'a' has the ending '', and figures are"),
     "no place for scores": (None, "tradeoff", ("--resume", "no/folder/a.json"), 1, "cannot be written"),
     "no such stage": (None, "strip", ("--stages", "9"), 1, "There is no stage 9"),
 }
@@ -254,6 +262,7 @@ def test_what_is_of_no_use_is_refused_in_a_line(case: str, saved: Path, digits: 
     [
         ("test_resnet", None, "The model has no SE"),
         ("seresnext26d_32x4d", "torch/nothing", "'torch/nothing' cannot be opened"),
+        ("seresnext26d_32x4d", "torch/mnist", "See to its root and split, or ask for download."),
         ("seresnext26d_32x4d", "hfds/user/none", "'hfds/user/none' cannot be opened"),
     ],
 )

@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,23 @@ from timm.models.metaformer import LayerNorm2dNoBias, MetaFormer, SepConv
 from typer.testing import CliRunner
 
 from benchmarks import pictures
+from benchmarks.coverage.rows import ROWS, read
 from se_surgery import Plan, SurgeryError, add_se, plan_se
 from se_surgery.bases import create_base
 from se_surgery.cli import app
 from se_surgery.drawing import sheet_of
 from se_surgery.glyphs import GLYPHS, NEW, THERE
+from se_surgery.options import Options
 from se_surgery.placements import PLACEMENTS
+from se_surgery.planner import make_plan
 from se_surgery.sheet import INK, PAPER, Sheet
 
 NAMES = ("resnet50", "efficientnet_b0", "bn_inception", "vgg16_bn", "ese_vovnet19b_dw")
 
 
-def planned(name: str, **options: Any) -> Plan:
+def planned(name: str, device: str = "meta", **options: Any) -> Plan:
     """A plan of a model without values: what looking at it tells is the same."""
-    with warnings.catch_warnings(), torch.device("meta"):
+    with warnings.catch_warnings(), torch.device(device):
         warnings.simplefilter("ignore")  # torchvision's, of how GoogLeNet begins
         return plan_se(create_base(name, False), **options)
 
@@ -254,3 +258,24 @@ def test_the_picture_of_a_placement_has_the_se_where_a_plan_puts_it(placement: s
     modules = [name for part in before for name in part.modules]
     # In front of it stands the module whose result it gates; what comes before the unit is its input, `x`.
     assert site.edge.producer == (modules[-1] if modules else "x")
+
+
+def _one_of_each_family() -> list[str]:
+    """Of every family with units the smallest network."""
+    rows = [row for row in read(ROWS).values() if row["kind"] == "plan" and row.get("units")]
+    smallest: dict[str, str] = {}
+    for row in sorted(rows, key=lambda row: row["parameters"]):
+        smallest.setdefault(row["family"], row["name"])
+    return sorted(smallest.values())
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", _one_of_each_family())
+def test_every_family_can_be_drawn(name: str) -> None:
+    # Some of torchvision's constructors and detectors read values.
+    exam = planned(name, "cpu" if name.startswith("torchvision/") else "meta").exam
+    for placement in PLACEMENTS:
+        plan = make_plan(exam, replace(Options(), placement=placement))
+        sheet = sheet_of(plan)
+        assert len(discs(sheet, NEW, PAPER)) == len(plan.sites)
+    refuse_overlaps(sheet)

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from se_surgery import OptionError, SqueezeExcite, add_se, lean, recipe_of
+from se_surgery.bench import saved_bytes
 from se_surgery.excite import SESpec
 
 WIDTH = 6
@@ -88,23 +89,6 @@ def kept_by(out: Tensor) -> list[str]:
             found.append("y" if node.rebuild is lean._itself else "c")
         nodes += [following for following, _ in node.next_functions]
     return sorted(found)
-
-
-def kept_bytes(model: nn.Module, x: Tensor) -> int:
-    """Bytes that one forward keeps for the backward pass, besides parameters and buffers."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, Any] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = model(x)
-    assert out.requires_grad
-    return sum(storage.nbytes() for storage in kept.values())
 
 
 # ----------------------------------------------------------------------------------------------------- values of a tail
@@ -533,9 +517,9 @@ def test_bytes_kept_by_hand():
     excitation = sum(2 * (3 * channels + hidden) for (channels, hidden), _ in sites)
     variances = sum(channels for (channels, _), _ in sites)
     outputs = sum(2 * channels * size**2 for (channels, _), size in sites)
-    before = kept_bytes(base, x)
-    assert kept_bytes(model, x) - before == 4 * (excitation + variances)
-    assert kept_bytes(plain, x) - before == 4 * (excitation + outputs)
+    before = saved_bytes(base, x)
+    assert saved_bytes(model, x) - before == 4 * (excitation + variances)
+    assert saved_bytes(plain, x) - before == 4 * (excitation + outputs)
 
 
 def ses(model: nn.Module) -> list[SqueezeExcite]:

@@ -620,7 +620,10 @@ def test_trained_weights_differ(folder):
 
 
 ZOO = Path(__file__).parent / "zoo"
-FAMILIES = [name for reps in ("timm_reps.txt", "torchvision_reps.txt") for name in (ZOO / reps).read_text().split()]
+FAMILIES = [
+    *(ZOO / "timm_reps.txt").read_text().split(),
+    *(f"torchvision/{name}" for name in (ZOO / "torchvision_reps.txt").read_text().split()),
+]
 # Every representative of a family, each placement on both ResNet-50, SEs taken out, SEs made narrower: name, operation.
 ROUND_TRIPS = [
     *((name, lambda model: add_se(model, init="paper", existing="stack")) for name in FAMILIES),
