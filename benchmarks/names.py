@@ -24,7 +24,7 @@ from se_surgery.events import is_map
 from se_surgery.look import Look, look
 
 from .coverage import rows, zoo
-from .coverage.planning import SITES
+from .coverage.planning import HELD, SITES
 
 ROWS = Path(__file__).parent.parent / "docs" / "coverage.jsonl"
 NAMES = Path(__file__).parent.parent / "se_surgery" / "names.json"
@@ -35,9 +35,14 @@ def names() -> dict[str, Any]:
     """The whole file as plain data."""
     plans = [row for row in rows.read(ROWS).values() if row["kind"] == "plan" and "target" in row["roles"]]
     placed = sorted(row["name"] for row in plans if row["status"] == SITES)
+    planned = sorted(row["name"] for row in plans if row["status"] in (SITES, HELD))
     timm = [name for name in placed if not name.startswith(TORCHVISION)]
-    others = [name.removeprefix(TORCHVISION) for name in placed if name.startswith(TORCHVISION)]
-    return {"timm": timm, "torchvision": {name: torchvision_facts(name) for name in others}}
+    facts = {name: torchvision_facts(name) for name in _of_torchvision(planned)}
+    return {"timm": timm, "torchvision": _of_torchvision(placed), "facts": facts}
+
+
+def _of_torchvision(names: list[str]) -> list[str]:
+    return [name.removeprefix(TORCHVISION) for name in names if name.startswith(TORCHVISION)]
 
 
 def torchvision_facts(name: str) -> dict[str, Any]:

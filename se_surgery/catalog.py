@@ -70,7 +70,7 @@ def shipped_recipe(name: str) -> dict[str, Any]:
 
 @functools.cache
 def named_bases() -> Mapping[str, Any]:
-    """The bases that have a place for one more SE: `timm`, a list of names, and `torchvision`, facts by name.
+    """The bases that have a place for one more SE, lists of names: `timm` and `torchvision`; and what is in `facts`.
 
     `python -m benchmarks.names` writes the file, from the coverage of the whole zoo.
     """
@@ -80,5 +80,5 @@ def named_bases() -> Mapping[str, Any]:
 
 def torchvision_facts(name: str) -> Mapping[str, Any] | None:
     """What timm's configurations would say of one of torchvision's networks, or None where nothing is known."""
-    facts: Mapping[str, Any] | None = named_bases()["torchvision"].get(name)
+    facts: Mapping[str, Any] | None = named_bases()["facts"].get(name)
     return facts

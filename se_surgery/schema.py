@@ -21,7 +21,7 @@ VERSION = 1
 
 Check = Callable[[Any, str], None]
 
-_PATH = re.compile(r"\w+(\.\w+)*", re.ASCII)
+_PATH = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)  # torchvision has a `block1-0`
 # Wider than any network that is trained today by a factor of 16 or more.
 _WIDTH, _SITES, _OPERATIONS, _TEXT, _PARAMETERS = 2**20, 20_000, 100, 2_000, 2**40
 

@@ -105,6 +105,17 @@ def test_the_names_are_those_that_were_planned_with_a_site():
     ]
     plans = [row for row in rows if row["kind"] == "plan" and "target" in row["roles"] and row["status"] == "sites"]
     assert {row["name"] for row in plans} == {*NAMES["timm"], *(f"torchvision/{name}" for name in NAMES["torchvision"])}
+    targets = {row["name"] for row in rows if row["kind"] == "plan" and "target" in row["roles"]}
+    assert {f"torchvision/{name}" for name in NAMES["facts"]} == {name for name in targets if "torchvision/" in name}
+
+
+def test_a_network_with_an_se_in_every_unit_takes_timms_arguments_too():
+    """It has no name of its own, and the place for another SE is where its own ones are."""
+    model = timm.create_model(
+        "se_surgery", base="torchvision/regnet_y_400mf", se_existing="replace", num_classes=5, in_chans=1
+    )
+    assert model(torch.zeros(2, 1, 64, 64)).shape == (2, 5)
+    assert {site.origin for site in find_se(model, (1, 64, 64))} == {"se_surgery"}
 
 
 def test_timm_tells_our_names_by_their_module():
