@@ -10,7 +10,7 @@ from benchmarks.coverage.table import grid
 from . import prose
 from .evidence import Evidence, estimate
 from .setting import Setting
-from .studies import BASE, HALF, SE, gates_arms
+from .studies import BASE, HALVES, SE, gates_arms
 
 _NONE = "·"
 
@@ -60,8 +60,9 @@ def _sites(evidence: Evidence) -> str:
 
 def _choices(evidence: Evidence) -> str:
     table = []
-    for row in evidence.of("gates", HALF):
-        ways = {way: [f"`{p}`" for p, how in row["taken"].items() if how == way] for way in ("fold", "strip")}
-        left = row["se_parameters"]
-        table.append([row["seed"], *(", ".join(ways[way]) or _NONE for way in ways), f"{left:,}", row["accuracy"]])
-    return grid([">seed", "folded", "stripped", ">SE parameters left", ">accuracy"], table)
+    for arm in HALVES:
+        for row in evidence.of("gates", arm):
+            ways = {way: [f"`{p}`" for p, how in row["taken"].items() if how == way] for way in ("fold", "strip")}
+            told = (*(", ".join(ways[way]) or _NONE for way in ways), f"{row['se_parameters']:,}", row["accuracy"])
+            table.append([arm, row["seed"], *told])
+    return grid(["network", ">seed", "folded", "stripped", ">SE parameters left", ">accuracy"], table)

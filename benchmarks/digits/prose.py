@@ -48,9 +48,9 @@ def method(setting: Setting) -> str:
 ## How
 
 - **Images.** {total:,} of {side} x {side} pixels: for each seed {setting.train_images} to train on, \
-{setting.choice_images} to choose SEs by, {rest:,} to test on. Unaltered they are too easy; each is moved by up to \
-{setting.shift} pixel in each direction and has noise of {setting.noise} standard deviations added, anew in every \
-batch, once in the other parts.
+{setting.choice_images} to choose SEs by, {rest:,} to test on, one of which is {100 / rest:.2f} %. Unaltered they are \
+too easy; each is moved by up to {setting.shift} pixel in each direction and has noise of {setting.noise} standard \
+deviations added, anew in every batch, once in the other parts.
 - **Network.** A ResNet of timm's bottlenecks, {" + ".join(map(str, setting.units))} in its stages, with \
 {setting.width * 4}, {setting.width * 8} and {setting.width * 16} channels on maps of 8 x 8, 4 x 4 and 2 x 2. It has \
 every placement but `inception`, which is that of `standard` where there are Inception modules.
@@ -76,16 +76,16 @@ GATES = """\
 An SE network is trained from scratch beside its base. Then SEs are taken out of copies of it, without any training
 afterwards: stripped, so that their effect goes with them; folded, so that their mean gate over the training images
 stays; or what `tradeoff(model, loader, budget=0.5)` takes out so that at most half of the SEs' parameters are left,
-by the images to choose by."""
+by what it does to the accuracy on the images to choose by, or with `evaluate=` to the loss on them."""
 
 GATES_SITES = """\
 Its gates over the training images, on average over channels and seeds: mean, standard deviation over the images and
 between the classes' means, and how many are within 5 % of an end."""
 
 CHOICES = """\
-What the tradeoff took out, by seed. One of the images that it chooses by is {share:.2f} %, about what most SEs are
-worth when they are folded; so the choice goes by chance as well as by worth, and takes out more than the budget asks
-for where that seems to cost nothing."""
+What the tradeoff took out, by seed. One of the images that it chooses by is {share:.2f} % of accuracy, no less than
+many SEs are worth when they are folded; so a choice by accuracy goes by chance as well as by worth, and takes out more
+than the budget asks for where that seems to cost nothing. The loss is a finer measure."""
 
 RETROFIT = """\
 A base is trained first. Then it is fine-tuned on, or gets SEs and is fine-tuned, for the same number of steps with the
@@ -96,15 +96,12 @@ fine-tuned on."""
 MARGINS = """\
 The same differences, averaged within each seed over all arms of a row, which makes their errors smaller:"""
 
-FASTER = """\
-The identity start with r = {r} and {fast:g} times the learning rate for the SEs, and its difference to the same with
-one rate for all:"""
-
 REPLICATION = """\
 Every placement with every r, every placement with the other squeeze, gates and start, and the base: all trained from
-scratch with the same steps. A row compares the networks that have a level of a factor with those that have the
-factor's first one and are the same in all else; a difference is the mean over these pairs, within each seed. Beside it
-what the paper has on ImageNet with SE-ResNet-50 (tables 10 to 14)."""
+scratch with the same steps. They are few, and no network has converged; what is compared is how far each has come. A
+row compares the networks that have a level of a factor with those that have the factor's first one and are the same in
+all else; a difference is the mean over these pairs, within each seed. Beside it what the paper has in top-1 accuracy on
+ImageNet with SE-ResNet-50 (tables 10 to 14)."""
 
 RECIPE = """\
 One at a time, as the paper does it: networks that differ from its recipe (`standard`, r = 16, average, sigmoid, random

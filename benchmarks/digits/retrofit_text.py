@@ -14,7 +14,7 @@ from .evidence import Evidence, Sample, average, difference, estimate
 from .network import PLACEMENTS
 from .rows import Row
 from .setting import Setting
-from .studies import BASE, FAST, FAST_R, GATES, INITS, RATIOS, SQUEEZES, WAYS, retrofit_arm
+from .studies import BASE, GATES, INITS, RATIOS, SQUEEZES, WAYS, retrofit_arm
 
 _NONE = "·"
 ALL_WAYS = (*WAYS, "scratch")
@@ -32,8 +32,6 @@ def retrofit_text(evidence: Evidence, setting: Setting) -> str:
         _margins(evidence),
         "![Accuracy of retrofits against that of the base fine-tuned on](digits-retrofit.svg)",
     ]
-    if all(evidence.of("retrofit", retrofit_arm(FAST, placement, FAST_R)) for placement in PLACEMENTS):
-        parts += [prose.FASTER.format(r=FAST_R, fast=setting.fast), _faster(evidence)]
     return "\n\n".join(parts)
 
 
@@ -117,12 +115,3 @@ def _margins(evidence: Evidence) -> str:
         ]
         table.append([title, *(difference(one, base).signed() if one else _NONE for one in averages)])
     return grid(["", *(f">`{way}`" for way in ALL_WAYS)], table)
-
-
-def _faster(evidence: Evidence) -> str:
-    table = []
-    for placement in PLACEMENTS:
-        arm, slow = (retrofit_arm(way, placement, FAST_R) for way in (FAST, WAYS[0]))
-        told = (evidence.accuracy("retrofit", arm), *(evidence.against("retrofit", arm, one) for one in (BASE, slow)))
-        table.append([placement, *told])
-    return grid(["placement", ">accuracy", ">minus base", ">minus one rate for all"], table)

@@ -24,7 +24,6 @@ class Setting:
         batch: Images in a batch.
         rate: Highest learning rate, from scratch.
         tune_rate: Highest learning rate, in fine-tuning.
-        fast: How many times that the SEs' own is, in the arms where they have one.
         decay: Weight decay, AdamW's.
         gates_steps: Steps of the networks whose gates are looked at.
         base_steps: Steps of a base that is to be retrofitted.
@@ -41,7 +40,6 @@ class Setting:
     batch: int = 32
     rate: float = 0.02
     tune_rate: float = 0.002
-    fast: float = 10.0
     decay: float = 0.05
     gates_steps: int = 320
     base_steps: int = 640

@@ -5,7 +5,7 @@ In: a network and batches. Out: the network, trained, in evaluation; what share 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -20,32 +20,22 @@ LAYOUT = torch.channels_last
 _RISE, _LAST = 0.2, 20
 
 
-def train(
-    model: nn.Module, batches: Iterator[Part], steps: int, rate: float, setting: Setting, fast: Sequence[str] = ()
-) -> float:
+def train(model: nn.Module, batches: Iterator[Part], steps: int, rate: float, setting: Setting) -> float:
     """Train a network with AdamW and one cycle of the learning rate; its loss over the last steps.
-
-    The parameters whose names begin with one of `fast` have the higher rate.
 
     With SGD of the usual rates the gates hardly leave the value they start with in so few steps.
     """
     model.to(memory_format=LAYOUT).train()
-    groups: list[list[nn.Parameter]] = [[], []]
-    for name, parameter in model.named_parameters():
-        groups[name.startswith(tuple(fast))].append(parameter)
-    rates = [rate, rate * setting.fast][: 1 + bool(groups[1])]
-    optimizer = torch.optim.AdamW(
-        [{"params": group} for group in groups[: len(rates)]], rate, weight_decay=setting.decay, foreach=True
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, steps, pct_start=_RISE, cycle_momentum=False)
+    optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=setting.decay, foreach=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=_RISE, cycle_momentum=False)
     losses = []
     for images, labels in batches:
-        loss = functional.cross_entropy(model(images.contiguous(memory_format=LAYOUT)), labels)
+        error = functional.cross_entropy(model(images.contiguous(memory_format=LAYOUT)), labels)
         optimizer.zero_grad()
-        loss.backward()
+        error.backward()
         optimizer.step()
         schedule.step()
-        losses.append(loss.item())
+        losses.append(error.item())
     model.eval()
     last = losses[-_LAST:]
     return round(sum(last) / len(last), 4)
@@ -61,6 +51,11 @@ def scores(model: nn.Module, part: Part) -> torch.Tensor:
 def accuracy(model: nn.Module, part: Part) -> float:
     """The percentage of a part's images that a network classifies right."""
     return share_right(scores(model, part), part)
+
+
+def loss(model: nn.Module, part: Part) -> float:
+    """The mean loss of a network over a part's images."""
+    return functional.cross_entropy(scores(model, part), part[1]).item()
 
 
 def share_right(found: torch.Tensor, part: Part) -> float:
