@@ -183,7 +183,9 @@ def test_changed_outputs_of_an_identity_start_are_an_error(tmp_path, monkeypatch
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("base", ["torchvision/shufflenet_v2_x0_5", "mobilenetv2_050"])
+@pytest.mark.parametrize(
+    "base", ["torchvision/shufflenet_v2_x0_5", pytest.param("mobilenetv2_050", marks=pytest.mark.sweep)]
+)
 def test_add_to_other_libraries_and_blocks(base, tmp_path):
     data = as_json("add", base, "-o", tmp_path / "out", *SMALL)
     assert data["outputs_equal"] == EQUAL

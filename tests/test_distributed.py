@@ -40,6 +40,12 @@ LAUNCHES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "accelerate, 2 processes": ("accelerate", 2, TORCHRUN),
 }
 
+# accelerate in two processes does what it does in one, and what DDP does.
+_ACCELERATE = [
+    (("accelerate, 1 process", "accelerate"), ()),
+    (("accelerate, 2 processes", "accelerate"), pytest.mark.sweep),
+]
+
 Results = Callable[[str, str], list[dict[str, Any]]]
 
 
@@ -110,7 +116,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
     [
         ("torch", "gates", "statistics"),
         ("torch", "gates", "by one alone"),
-        *((launch, "accelerate", "statistics") for launch in LAUNCHES if launch.startswith("accelerate")),
+        *(pytest.param(*launch, "statistics", marks=marks) for launch, marks in _ACCELERATE),
     ],
 )
 def test_statistics_of_the_gates_are_those_of_one_process(results, launch, part, how):
@@ -155,7 +161,7 @@ def assert_close(
 
 DDP = [("torch", "ddp"), ("torch", "ddp checkpointing")]
 FSDP = [("torch", f"fsdp {units}") for units in SHARDED]
-ACCELERATE = [(launch, "accelerate") for launch in LAUNCHES if launch.startswith("accelerate")]
+ACCELERATE = [pytest.param(*launch, marks=marks) for launch, marks in _ACCELERATE]
 
 
 @pytest.mark.parametrize(("launch", "part"), DDP + FSDP + ACCELERATE)
@@ -380,6 +386,7 @@ def test_accelerate_saves_and_loads_the_operated_model(results, launch, part):
         assert set(saved) == set(keys) and all(torch.equal(saved[key], result["values"][key]) for key in keys)
 
 
+@pytest.mark.sweep
 def test_accelerate_wraps_in_ddp_where_there_are_processes(results):
     """One process gets the model itself back, which can be operated on; of two, each gets it in DDP."""
     (one,) = results("accelerate, 1 process", "accelerate")
