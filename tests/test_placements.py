@@ -210,7 +210,14 @@ NARROW = {"vgg16_bn": {"mlp_ratio": 1 / 64}}
 EXISTING = {"efficientnet_b0": "replace", "torchvision/efficientnet_b0": "replace", "hgnet_tiny": "stack"}
 
 
-@pytest.mark.parametrize(("name", "placement"), CASES)
+# By default the standard placement of each network and every third of the others.
+IN_TURN = [
+    pytest.param(*case, marks=() if case[1] == "standard" or number % 3 == 0 else pytest.mark.sweep)
+    for number, case in enumerate(CASES)
+]
+
+
+@pytest.mark.parametrize(("name", "placement"), IN_TURN)
 def test_where_it_sits(name, placement):
     base = build(name, **NARROW.get(name, {}))
     x = images((3, 96, 96) if name in LARGER else (3, 64, 64))
