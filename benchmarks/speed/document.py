@@ -124,14 +124,16 @@ def _means(times: Mapping[str, Mapping[str, Row]], saved: Mapping[str, Row]) -> 
 
 
 def _compiled(rows: Sequence[Row]) -> str:
-    lines = []
+    lines, sizes = [], ""
     for mode in MODES:
-        for model, row in of_kind(rows, "compiled", mode).items():
+        found = of_kind(rows, "compiled", mode)
+        sizes = f"Images of {_sides(found)}." if found else sizes
+        for model, row in found.items():
             base, *others = row["seconds"]
             cells = {peer: str(ratio(row["seconds"], peer, base)) for peer in others}
             lines.append([f"{model}, {mode}", _milliseconds(row, base), *cells.values()])
             headers = ["", ">base, ms an image", *(f">{peer.partition(',')[0]}" for peer in cells)]
-    return f"## Compiled\n\n{_HOW['compiled']}\n\n{grid(headers, lines)}\n" if lines else ""
+    return f"## Compiled\n\n{_HOW['compiled']} {sizes}\n\n{grid(headers, lines)}\n" if lines else ""
 
 
 def _surgery(rows: Mapping[str, Row]) -> str:
