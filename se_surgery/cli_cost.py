@@ -5,22 +5,25 @@ In: a model by name or folder, and options of `add`. Out: tables (or JSON) on st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any, Protocol
 
+import torch
 import typer
 from torch import nn
 
 from . import cli_options as cli
-from .cost import Count, count_costs
+from .bench import saved_bytes
+from .cost import Count, count_costs, on_meta
 from .cost_text import costs_text
 from .exam import find_se
 from .graft import add_se
 from .options import Options, check_options
 from .recipe import recipe_of
 from .show import count
+from .strip import strip_se
 
 
 class _Patient(Protocol):
@@ -54,21 +57,46 @@ def add_to(
     def cost(model: cli.Model, size: cli.Size = None, as_json: cli.Json = False, **options: Any) -> None:
         """Count parameters, multiply-adds and activations of every stage, without SEs and with them.
 
-        A model that has some is counted without its own and with them; any other, and one for which options ask for
-        more, before they are put in and after.
+        And, for the whole, what a forward in training saves for the backward pass. A model that has some is counted
+        without its own and with them; any other, and one for which options ask for more, before they are put in and
+        after.
         """
         patient = open_model(model, False, size).model
         with progress("Counting"):
             found = count_costs(patient, size)
             before, after, number = found.base, found.parts, len(find_se(patient, size))
             what = f"without its {count(number, 'SE')} and with them"
-            if not number or check_options(**options) != Options():
+            base = on_meta(patient)
+            if number and check_options(**options) == Options():
+                strip_se(base, example_input=size)
+            else:
                 add_se(patient, **options, example_input=size)
                 before, after = found.parts, count_costs(patient, size).parts
                 sites = recipe_of(patient)["operations"][-1]["sites"]
                 what = f"before and after {count(len(sites), 'SE')} are put in"
-        data = {"image": list(found.image), "before": _plain(before), "after": _plain(after)}
-        say(as_json, data, f"{model}, {what}\n\n{costs_text(before, after, found.image)}")
+            saved = [_saved(network, found.image) for network in (base, on_meta(patient))]
+        data = {"image": list(found.image), "before": _plain(before), "after": _plain(after), "saved_bytes": saved}
+        say(as_json, data, f"{model}, {what}\n\n{costs_text(before, after, found.image)}{_saved_text(*saved)}")
+
+
+def _saved(network: nn.Module, image: Sequence[int]) -> int | None:
+    """Bytes an image that a forward in training saves for the backward pass; None where it trains on more than images.
+
+    Args:
+        network: A network on the meta device, which is trained there for a moment.
+        image: The shape of an image.
+    """
+    try:
+        return saved_bytes(network.train(), torch.empty(2, *image, device="meta")) // 2
+    except Exception:  # whatever the model's own code raises
+        return None
+
+
+def _saved_text(before: int | None, after: int | None) -> str:
+    if not before or not after:
+        return ""
+    first, second = (f"{number / 2**20:.2f} MiB" for number in (before, after))
+    return f"\n\nSaved for the backward pass in training: {first} before, {second} after ({after / before - 1:+.2%})."
 
 
 def _examples(*lines: str) -> str:

@@ -215,7 +215,7 @@ class _Places:
 def _layers(model: nn.Module, seen: Look) -> Counter[str]:
     """Multiply-adds of everything that multiplies matrices, by the path of the module whose own forward does it."""
     images = pytree.tree_map_only(Tensor, lambda tensor: torch.empty_like(tensor[:1], device="meta"), seen.args)
-    patient = _on_meta(model).eval()
+    patient = on_meta(model).eval()
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
@@ -248,7 +248,7 @@ def _scales(seen: Look) -> int:
     return sum(math.prod(shape[1:]) for shape in maps)
 
 
-def _on_meta(model: nn.Module) -> nn.Module:
+def on_meta(model: nn.Module) -> nn.Module:
     """A copy of a model on the meta device, without its hooks; no weight is copied on the way."""
     tensors = [tensor for module in model.modules() for tensor in _tensors(module)]
     memo: dict[int, Any] = {id(tensor): _empty(tensor) for tensor in tensors}

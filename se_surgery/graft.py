@@ -133,7 +133,7 @@ def graft(model: nn.Module, plan: Plan) -> nn.Module:
         )
     if not plan.sites:
         raise unplaced_reason(plan)
-    keys = set(model.state_dict().keys())
+    keys = _keys(model)
     modules = plan.exam.seen.modules
     hosts = []
     with Journal() as journal:
@@ -207,8 +207,13 @@ def _insert_child(host: nn.Module, name: str, child: nn.Module, behind: str | No
     host._modules.update(children)
 
 
+def _keys(model: nn.Module) -> set[str]:
+    # Without `keep_vars` every tensor would be detached first.
+    return set(model.state_dict(keep_vars=True))
+
+
 def _check_keys(model: nn.Module, before: set[str], plan: Plan) -> None:
     gone = tuple(path + "." for site in plan.sites for path in site.replaces)
-    lost = sorted(key for key in before - set(model.state_dict().keys()) if not key.startswith(gone))
+    lost = sorted(key for key in before - _keys(model) if not key.startswith(gone))
     if lost:
         raise SurgeryError(f"The surgery would lose the state-dict key {lost[0]!r}. Please report this as a bug.")

@@ -178,9 +178,8 @@ def _long_skip(join: Join) -> Answer:
     size = area(block, join.node)
     for operand in join.operands:
         inside = [node for node in block.within(operand.alone) if block.is_map(node)]
-        falls = any(area(block, node) < size for node in inside)
         holds_join = any(node is not operand.node and join_at(block, node) is not None for node in inside)
-        if falls and (join.kind == "cat" or holds_join):
+        if (join.kind == "cat" or holds_join) and any(area(block, node) < size for node in inside):
             return Reject(block.path, "a skip connection over lower resolutions, not a unit")
     return None
 

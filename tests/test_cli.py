@@ -25,6 +25,7 @@ from se_surgery import (
     save_pretrained,
 )
 from se_surgery.bases import create_base
+from se_surgery.bench import saved_bytes
 from se_surgery.cli import app
 from se_surgery.cli_options import read_numbers, read_ratios, read_size
 from se_surgery.cli_report import State, same_outputs
@@ -299,6 +300,9 @@ def test_cost_before_and_after():
     before = count_costs(model, (3, 64, 64)).parts
     after = count_costs(add_se(model, r=4, stages=(3, 4)), (3, 64, 64)).parts
     assert data["image"] == [3, 64, 64]
+    images = torch.randn(2, 3, 64, 64)
+    networks = timm.create_model(PLAIN).train(), model.train()
+    assert data["saved_bytes"] == [saved_bytes(network, images) // 2 for network in networks]
     for side, costs in (("before", before), ("after", after)):
         assert data[side].pop("whole") == asdict(sum(costs.values(), Count()))
         assert data[side] == {part: asdict(cost) for part, cost in costs.items()}
@@ -310,13 +314,15 @@ def test_cost_before_and_after():
         f"{PLAIN}, before and after 4 SEs are put in\n\nFor one image of 3 x 64 x 64\n\nParameters\n"
     )
     assert "Counting ..." in stderr
+    assert re.search(r"\n\nSaved for the backward pass in training: [\d.]+ MiB before, [\d.]+ MiB after \(\+", stdout)
 
 
 def test_cost_of_the_ses_that_are_there(folder):
     assert call("cost", folder, *SMALL)[0].startswith(f"{folder}, without its 4 SEs and with them\n\n")
     data = as_json("cost", folder, *SMALL)
     assert data["before"] == as_json("cost", PLAIN, *SMALL)["before"]
-    assert data["after"] == as_json("cost", PLAIN, "--r", "4", *SMALL)["after"]
+    added = as_json("cost", PLAIN, "--r", "4", "--init", "paper", *SMALL)
+    assert data["after"] == added["after"] and data["saved_bytes"] == added["saved_bytes"]
 
 
 def test_paper(monkeypatch):

@@ -13,6 +13,7 @@ from typing import Any
 from se_surgery.bench import MODES, Spread, ratio
 
 from ..coverage.table import grid
+from ..surgery_time import UNITS
 from .peers import AGAIN, BASE, OURS, PEERS, PLAIN
 from .rows import DOCS, Row, of_kind
 
@@ -51,7 +52,9 @@ much the others' is larger.""",
 drawn anew: the median of {rounds} rounds, and in brackets their quartiles. What lies inside those of "base again" is no
 difference.""",
     "compiled": """Both compiled by `torch.compile`, ratios to the compiled base.""",
-    "means": """Geometric means of the medians over the networks that a peer has, and this library's over the same.""",
+    "means": """Geometric means of the medians over the networks that a peer has, and this library's over the same. What
+a lean SE does in Python takes its time whatever the map's size: it shows where maps are small, and saves passes over
+memory where they are large.""",
 }
 
 
@@ -121,14 +124,16 @@ def _means(times: Mapping[str, Mapping[str, Row]], saved: Mapping[str, Row]) -> 
 
 
 def _compiled(rows: Sequence[Row]) -> str:
-    lines = []
+    lines, sizes = [], ""
     for mode in MODES:
-        for model, row in of_kind(rows, "compiled", mode).items():
+        found = of_kind(rows, "compiled", mode)
+        sizes = f"Images of {_sides(found)}." if found else sizes
+        for model, row in found.items():
             base, *others = row["seconds"]
             cells = {peer: str(ratio(row["seconds"], peer, base)) for peer in others}
             lines.append([f"{model}, {mode}", _milliseconds(row, base), *cells.values()])
             headers = ["", ">base, ms an image", *(f">{peer.partition(',')[0]}" for peer in cells)]
-    return f"## Compiled\n\n{_HOW['compiled']}\n\n{grid(headers, lines)}\n" if lines else ""
+    return f"## Compiled\n\n{_HOW['compiled']} {sizes}\n\n{grid(headers, lines)}\n" if lines else ""
 
 
 def _surgery(rows: Mapping[str, Row]) -> str:
@@ -136,11 +141,12 @@ def _surgery(rows: Mapping[str, Row]) -> str:
         return ""
     seconds = rows["resnet"]["seconds"]
     built, *depths = seconds
-    lines = [["create_model('resnet50')", f"{1e3 * statistics.median(seconds[built]):.0f}", "1"]]
+    lines = [["create_model('resnet50')", "", f"{1e3 * statistics.median(seconds[built]):.0f}", "", "1"]]
     for depth in depths:
-        took = f"{1e3 * statistics.median(seconds[depth]):.0f}"
-        lines.append([f"add_se on resnet{depth}", took, str(ratio(seconds, depth, built))])
-    headers = ["", ">ms", ">of resnet50's construction"]
+        took, number = 1e3 * statistics.median(seconds[depth]), UNITS[int(depth)]
+        each = f"{took / number:.1f}"
+        lines.append([f"add_se on resnet{depth}", number, f"{took:.0f}", each, str(ratio(seconds, depth, built))])
+    headers = ["", ">SEs", ">ms", ">ms an SE", ">of resnet50's construction"]
     return f"## Surgery\n\nBeside the construction of resnet50, round by round.\n\n{grid(headers, lines)}\n"
 
 
