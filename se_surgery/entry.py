@@ -258,7 +258,8 @@ def _load(model: nn.Module, checkpoint: Checkpoint, in_chans: int | None) -> Non
 
     def strict(state_dict: Any, target: nn.Module) -> Any:
         tensors = _checked(target, checkpoint._replace(tensors=state_dict), in_chans)
-        return fit_stems(tensors, config.get("first_conv"), saved or 0, channels or 0)
+        # Weights that do not say for how many channels they are, are for the model's, or have been refused.
+        return fit_stems(tensors, config.get("first_conv"), saved or channels or 0, channels or 0)
 
     # When timm comes to the stems they fit already.
     sizes = {"input_size": (channels, *config["input_size"][1:])} if saved else {}

@@ -447,6 +447,7 @@ SPOILED = {
     "many classes": (top(num_classes=10**13), "num_classes is 10000000000000, and should be a whole number", BOTH),
     "other channels": (described(input_size=[4, 64, 64]), "in_chans is 3 among the arguments and 4 in pre", BOTH),
     "many channels": (described(input_size=[10**13, 64, 64]), "pretrained_cfg.input_size is", BOTH),
+    "no size": (described(input_size=None), None, BOTH),
     "an unknown field": (described(nosuch=1), "should be fields that timm knows", BOTH),
     "a field that fetches": (
         described(url="http://x"),
