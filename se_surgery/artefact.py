@@ -25,8 +25,15 @@ ARCHITECTURE = "se_surgery"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
+# A card that has this line is one of ours, and is written anew with its model.
+MARK = "<!-- Written by se-surgery, together with the model. Delete this line to keep what you write here. -->"
 # Under this key both files say what only this library reads.
 OWN = "se_surgery"
+
+
+def is_ours(text: str) -> bool:
+    """Whether a README was written by this library and not touched since, so that it may be written anew."""
+    return MARK in text
 
 
 def digest_of(tensors: Mapping[str, Tensor], recipe: Mapping[str, Any]) -> str:

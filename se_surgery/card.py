@@ -12,12 +12,11 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from timm.models import get_pretrained_cfg
 
+from .artefact import MARK
 from .cost import Costs, Count
 from .errors import OptionError
 from .show import compact, count, groups
 
-# A card that has this line is one of ours, and is written anew with its model.
-MARK = "<!-- Written by se-surgery, together with the model. Delete this line to keep what you write here. -->"
 TAGS = ("image-classification", "timm", "se-surgery", "squeeze-and-excitation")
 PAPER = "[Squeeze-and-Excitation Networks](https://arxiv.org/abs/1709.01507)"
 # Licences that the Hub knows by these names. Any other one is called `other` there, and named beside it.
@@ -201,11 +200,6 @@ def _config_of(lineage: str | None) -> dict[str, Any] | None:
         return None
     found = get_pretrained_cfg(lineage.removeprefix("timm/"))
     return None if found is None else {"license": found.license, "hf_hub_id": found.hf_hub_id}
-
-
-def is_ours(text: str) -> bool:
-    """Whether a README was written by this library and not touched since, so that it may be written anew."""
-    return MARK in text
 
 
 def refuse_tags(tags: Collection[str]) -> None:

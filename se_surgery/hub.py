@@ -16,8 +16,7 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub.errors import EntryNotFoundError
 
-from .artefact import CARD, CONFIG, WEIGHTS
-from .card import is_ours
+from .artefact import CARD, CONFIG, WEIGHTS, is_ours
 from .errors import HubError
 
 _NAME = re.compile(r"[\w.\-]+/[\w.\-]+(@.+)?", re.ASCII)

@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import nn
 
-from .artefact import CARD, CONFIG, WEIGHTS, refuse_pickles
+from .artefact import CARD, CONFIG, WEIGHTS, is_ours, refuse_pickles
 from .assemble import assemble
-from .card import card_text, is_ours, license_of, lineage_of, refuse_tags
+from .card import card_text, license_of, lineage_of, refuse_tags
 from .config import config_bytes, read_config
 from .errors import OptionError
 from .excited import Excitations

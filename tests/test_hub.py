@@ -18,7 +18,7 @@ from patients import assert_differs, assert_same, build, images, run
 from typer.testing import CliRunner
 
 from se_surgery import HubError, SurgeryError, add_se, from_pretrained, push_to_hub, save_pretrained
-from se_surgery.card import MARK
+from se_surgery.artefact import MARK
 from se_surgery.cli import app
 from se_surgery.pretrained import pull_from_hub
 
