@@ -71,6 +71,8 @@ def _candidates(model: nn.Module) -> list[str]:
 
 def full_recipe(model: nn.Module, name: str | None, base_args: Mapping[str, Any] | None) -> dict[str, Any]:
     """The recipe as it will be read again."""
+    if not isinstance(base_args or {}, Mapping):
+        raise OptionError(f"base_args={base_args!r} is no mapping. Give {{'output_stride': 16}} for instance.")
     recipe = recipe_of(model, name, {**({} if name is None else _arguments(model)), **dict(base_args or {})})
     recipe["base"] = None if name is None else name.partition(".")[0]
     try:

@@ -19,7 +19,7 @@ from .artefact import CARD, CONFIG, WEIGHTS, refuse_pickles
 from .assemble import assemble
 from .card import card_text, is_ours, license_of, lineage_of, refuse_tags
 from .config import config_bytes, read_config
-from .errors import OptionError
+from .errors import ArtefactError, OptionError
 from .excited import Excitations
 from .hub import card_of, is_repo, push, snapshot
 from .pack import Pack, pack
@@ -86,9 +86,12 @@ def save_pretrained(
     where = f"local-dir:{Path(os.path.abspath(folder)).name}"
     files = _files(packed, where, license, base_model, tags, plot, publish=False)
     card = folder / CARD
-    if card.is_file() and not is_ours(card.read_text(encoding="utf-8", errors="replace")):
-        del files[CARD]
-    return replace_files(folder, files)
+    try:
+        if card.is_file() and not is_ours(card.read_text(encoding="utf-8", errors="replace")):
+            del files[CARD]
+    except OSError as error:
+        raise ArtefactError(f"{str(card)!r} cannot be read ({error}), and may be yours. Move it away.") from error
+    return replace_files(folder, files, overwrite=overwrite)
 
 
 def from_pretrained(
@@ -218,7 +221,8 @@ def pull_from_hub(repo: str, directory: str | os.PathLike[str], *, overwrite: bo
     from_pretrained(held)
     card = card_of(commit)
     cards = {} if card is None else {CARD: card}
-    replace_files(directory, {WEIGHTS: (held / WEIGHTS).read_bytes(), **cards, CONFIG: (held / CONFIG).read_bytes()})
+    files = {WEIGHTS: (held / WEIGHTS).read_bytes(), **cards, CONFIG: (held / CONFIG).read_bytes()}
+    replace_files(directory, files, overwrite=overwrite)
     return commit
 
 
