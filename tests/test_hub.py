@@ -87,6 +87,13 @@ def test_the_returned_name_is_that_commit(hub, two, tmp_path, monkeypatch):  # n
     assert_same(outputs(from_timm(first)), outputs(two[0]))
 
 
+def test_a_picture_is_pushed(hub, two, tmp_path):  # noqa: F811
+    (tmp_path / "gates.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    push_to_hub(two[0], REPO, plot=tmp_path / "gates.png")
+    files = hub.repos[REPO].resolve("main").files
+    assert set(files) == {*FILES, "excitations.png"} and b"(excitations.png)" in files["README.md"]
+
+
 def test_pushing_the_same_again_makes_no_commit(hub, two):  # noqa: F811
     first = push_to_hub(two[0], REPO)
     assert push_to_hub(two[0], REPO) == first

@@ -234,6 +234,46 @@ def test_a_folder_can_be_loaded_operated_on_and_saved_again(tmp_path):
         assert recipe_of(back)["base_args"] == {} and back._model_args["recipe"]["base_args"]["in_chans"] == 3
 
 
+def test_base_arguments_survive_a_second_save(tmp_path):
+    model = timm.create_model("test_resnet", output_stride=8, act_layer="silu", in_chans=1)
+    recipe = recipe_of(save_and_read(add_se(model, init="paper"), tmp_path / "first"))
+    named = timm.create_model("se_surgery", recipe={**recipe, "base_args": {"output_stride": 8, "act_layer": "silu"}})
+    for back in (*(load(tmp_path / "first") for load in LOADERS.values()), named):
+        save_pretrained(back, tmp_path / "second", overwrite=True)
+        saved = read_config(tmp_path / "second")["model_args"]["recipe"]["base_args"]
+        channels = 3 if back is named else 1
+        assert saved == {"in_chans": channels, "output_stride": 8, "act_layer": "silu", "global_pool": "avg"}
+        x = images((channels, 64, 64))
+        assert_same(run(back.eval(), x), run(from_pretrained(tmp_path / "second").eval(), x))
+
+
+def save_and_read(model, folder):
+    return from_pretrained(save_pretrained(model, folder))
+
+
+class Figure:
+    """What `savefig` of matplotlib's does, as far as a card needs it."""
+
+    def savefig(self, path, **options):
+        path.write_bytes(PNG)
+
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 9
+
+
+def test_a_picture_of_the_excitations(model, tmp_path):
+    (tmp_path / "gates.png").write_bytes(PNG)
+    for number, plot in enumerate((tmp_path / "gates.png", str(tmp_path / "gates.png"), Figure())):
+        folder = save_pretrained(model, tmp_path / f"net{number}", plot=plot)
+        assert sorted(os.listdir(folder)) == ["README.md", "config.json", "excitations.png", "model.safetensors"]
+        assert (folder / "excitations.png").read_bytes() == PNG
+        assert "(excitations.png)" in (folder / "README.md").read_text()
+    (tmp_path / "gates.png").write_text("a drawing")
+    with pytest.raises(SurgeryError, match=r"is no PNG file"):
+        save_pretrained(model, tmp_path / "none", plot=tmp_path / "gates.png")
+    assert not (tmp_path / "none").exists()
+
+
 def test_wrapped_models(tmp_path):
     model = operated()
     compiled = operated()
