@@ -641,6 +641,15 @@ def test_a_readme_that_cannot_be_read_is_left(model, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["README.md"]
 
 
+def test_a_folder_that_may_not_be_searched(folder, monkeypatch):
+    def refuse(path, **options):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(SurgeryError, match=r"good' cannot be read \(not yours\)\. See that it can"):
+        from_pretrained(folder)
+
+
 def test_two_saves_into_a_new_folder(model, tmp_path, monkeypatch):
     """While this one was being made ready the other one has filled the folder."""
     packed = se_surgery.pretrained.pack
