@@ -163,8 +163,6 @@ NOWHERE = [
     ("tester/..", {}, "Name it as USER/MODEL"),
     # A name with the letters of a storage in it is no hint that the Hub lacks that storage.
     ("tester/foxet", {}, r"See that the name is right[^.]*\."),
-    ("n" * 300, {}, "it names no repository"),
-    ("n" * 300 + "/m", {}, "Name it as USER/MODEL"),
     (None, {}, "None is no folder and no repository"),
     (b"net", {}, "is no folder and no repository"),
 ]
@@ -175,6 +173,13 @@ def test_what_is_not_there(place, given, message, pushed):
     pushed.create("tester/other").commit("main", "other", {"pytorch_model.bin": b"\x80"})
     with pytest.raises(SurgeryError, match=message):
         from_pretrained(place, **given)
+
+
+def test_names_longer_than_a_file_may_have(pushed):
+    for place, message in (("n" * 300, "it names no repository"), ("n" * 300 + "/m", "Name it as USER/MODEL")):
+        with pytest.raises(SurgeryError, match=message):
+            from_pretrained(place)
+    assert "There is no model 'nnn" in command("inspect", "n" * 300, code=1)[1]
 
 
 def test_pickles_on_the_hub_are_not_read(pushed, tmp_path, monkeypatch):
