@@ -6,6 +6,7 @@ is the base's own or the author's word, and never a guess.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ def card_text(
         tags: Further tags.
         plot: Name of a picture of its excitations, if there is one.
     """
-    name = where.partition(":")[2].rstrip("/").rpartition("/")[2]
+    name = " ".join(where.partition(":")[2].rstrip("/").rpartition("/")[2].split())
     classes = config.get("num_classes", 0)
     data = ModelCardData(
         library_name="se-surgery",
@@ -91,7 +92,7 @@ def _usage(where: str) -> str:
     lines = [
         "import timm",
         "import se_surgery  # pip install se-surgery",
-        f'model = timm.create_model("{where}", pretrained=True).eval()',
+        f"model = timm.create_model({json.dumps(where, ensure_ascii=False)}, pretrained=True).eval()",
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
         "scores = model(transform(image).unsqueeze(0))  # image: a PIL image",
     ]
@@ -183,12 +184,17 @@ def lineage_of(given: str | None, base: str | None, config: Mapping[str, Any]) -
 
     An empty text says that there are none: the model was trained from random weights.
 
+    Raises:
+        OptionError: What was given is no name.
+
     Examples:
         >>> lineage_of(None, "resnet50", {"tag": "a1_in1k"}), lineage_of("", "resnet50", {"tag": "a1_in1k"})
         ('timm/resnet50.a1_in1k', None)
     """
+    if given is not None and (not isinstance(given, str) or len(given.splitlines()) > 1):
+        raise OptionError(f"base_model={given!r} is not the name of a repository. Give one, 'user/model' for instance.")
     if given is not None:
-        return given or None
+        return given.strip() or None
     tag = config.get("tag")
     known = _config_of(f"timm/{base}.{tag}") if base and tag and "/" not in base else None
     return f"timm/{base}.{tag}" if known and known.get("hf_hub_id") == f"timm/{base}.{tag}" else None
@@ -208,6 +214,7 @@ def refuse_tags(tags: Collection[str]) -> None:
     Raises:
         OptionError: One is not a text of one line.
     """
-    wrong = [tag for tag in tags if not isinstance(tag, str) or not tag.strip() or "\n" in tag]
-    if isinstance(tags, str) or wrong:
+    # What can be gone through only once would be empty by the time it is written.
+    listed = isinstance(tags, Collection) and not isinstance(tags, (str, bytes, Mapping))
+    if not listed or not all(isinstance(tag, str) and tag.strip() and len(tag.splitlines()) == 1 for tag in tags):
         raise OptionError(f"tags={tags!r} is not a list of words. Give tags=['medical'] for instance.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -354,7 +355,7 @@ def _patient(name: str, pretrained: bool, size: Any) -> _Patient:
         if is_model_in_modules(name.partition(".")[0], [OWN_MODULE]):
             model = timm.create_model(name, pretrained=pretrained).eval()
             return _Patient(model, base_of(model) or name)
-        if is_base(name) or not (Path(name).is_dir() or _is_repo(name)):
+        if is_base(name) or not (os.path.isdir(name) or _is_repo(name)):
             return _Patient(create_base(name, pretrained).eval(), name)
         if pretrained:
             raise OptionError(f"{name!r} has weights of its own. Leave --pretrained out.")

@@ -39,7 +39,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         ArtefactError: There is none, it cannot be read, or it is not of this library.
     """
     path = folder / CONFIG
-    if path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:  # a folder that may not be searched
+        raise ArtefactError(f"{str(folder)!r} cannot be read ({error}). See that it can.") from error
+    if there:
         text = _text(path)
         config = json_of(text, f"{str(path)!r}")
     else:

@@ -71,6 +71,8 @@ def _candidates(model: nn.Module) -> list[str]:
 
 def full_recipe(model: nn.Module, name: str | None, base_args: Mapping[str, Any] | None) -> dict[str, Any]:
     """The recipe as it will be read again."""
+    if not isinstance(base_args or {}, Mapping):
+        raise OptionError(f"base_args={base_args!r} is no mapping. Give {{'output_stride': 16}} for instance.")
     recipe = recipe_of(model, name, {**({} if name is None else _arguments(model)), **dict(base_args or {})})
     recipe["base"] = None if name is None else name.partition(".")[0]
     try:
@@ -84,9 +86,7 @@ def full_recipe(model: nn.Module, name: str | None, base_args: Mapping[str, Any]
 def _arguments(model: nn.Module) -> dict[str, Any]:
     """Arguments that the base was made with, as far as the model knows them. timm 1.0.31 notes them on its models."""
     noted = getattr(model, "_model_args", None) or {}
-    recipe = noted.get("recipe")
-    inherited = recipe.get("base_args", {}) if isinstance(recipe, Mapping) else {}
-    found = {**inherited, **noted, **_current(model)}
+    found = {**noted, **_current(model)}
     return {
         name: value
         for name, value in found.items()

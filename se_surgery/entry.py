@@ -124,6 +124,9 @@ def build(
         SurgeryError: An argument means nothing, the weights cannot be had or are not the model's, or the surgery cannot
             be done.
     """
+    channels = kwargs.get("in_chans")
+    if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int) or channels < 1):
+        raise OptionError(f"in_chans={channels!r} is no number of input channels. Give 1 or more.")
     order = _Order(base, pretrained_cfg, dict(pretrained_cfg_overlay or {}), cache_dir, kwargs)
     source = order.config.get("source")
     if source in FOREIGN:

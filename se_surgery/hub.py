@@ -17,8 +17,10 @@ import huggingface_hub
 from huggingface_hub.errors import EntryNotFoundError
 
 from .artefact import CARD, CONFIG, WEIGHTS, is_ours
-from .errors import HubError
+from .errors import HubError, OptionError
 
+# A branch or a tag, as far as git allows for it on the Hub; a tag comes after the commit, too late to be refused.
+_REF = re.compile(r"(?!.*(\.\.|//|\.lock$|[./]$))\w[\w.\-/]*", re.ASCII)
 _NAME = re.compile(r"[\w.\-]+/[\w.\-]+(@.+)?", re.ASCII)
 # What huggingface_hub raises, the special ones first, and what to do.
 _REMEDIES: tuple[tuple[str, str], ...] = (
@@ -31,8 +33,12 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
     ("LocalEntryNotFoundError", "See that the Hub can be reached; what was never downloaded is not there offline."),
     ("EntryNotFoundError", "Name a model that push_to_hub wrote: se-surgery reads safetensors and no pickles."),
     ("HFValidationError", "Name it as USER/MODEL."),
+    ("OfflineModeIsEnabled", "Unset HF_HUB_OFFLINE in the environment to go online."),
 )
+_NO_TOKEN = "Log in with `hf auth login`, or give a token that may do this."
 _UNREACHED = "See that the Hub can be reached, and that the token may do this."
+# The word alone may be part of a repository's name, which is in every address.
+_XET = re.compile(r"xet-(read|write)-token|hf_xet|\bXet\b")
 _NO_XET = (
     "This Hub has no Xet storage, which huggingface_hub uses wherever the package hf_xet is installed: set "
     "HF_HUB_DISABLE_XET=1 in the environment before Python starts."
@@ -67,7 +73,7 @@ def download(repo: str, filename: str, cache_dir: Any = None, token: str | None 
         return Path(huggingface_hub.hf_hub_download(name, filename, **where, **_agent()))
 
 
-def snapshot(repo: str, cache_dir: Any = None) -> Path:
+def snapshot(repo: str, cache_dir: Any = None, token: str | None = None) -> Path:
     """A folder with the configuration and weights of one commit.
 
     The revision is looked up once, with the configuration; the weights are those of the commit it named then.
@@ -75,13 +81,14 @@ def snapshot(repo: str, cache_dir: Any = None) -> Path:
     Args:
         repo: `user/model`, or `user/model@revision`.
         cache_dir: Where downloads are kept.
+        token: As for `download`.
 
     Raises:
         HubError: It cannot be had.
     """
-    folder = download(repo, CONFIG, cache_dir).parent
+    folder = download(repo, CONFIG, cache_dir, token).parent
     name = repo.partition("@")[0]
-    weights = download(f"{name}@{folder.name}", WEIGHTS, cache_dir)
+    weights = download(f"{name}@{folder.name}", WEIGHTS, cache_dir, token)
     if weights.parent != folder:
         raise HubError(f"{repo!r} is not kept by commit in {str(cache_dir)!r}. Name another cache_dir.")
     return folder
@@ -128,8 +135,14 @@ def push(
         `user/model@commit`.
 
     Raises:
+        OptionError: The name of the branch or tag, or the message, is none. Nothing was sent.
         HubError: It cannot be done; without a commit the repository has what it had.
     """
+    for what, ref in (("branch", branch), ("tag", tag)):
+        if ref is not None and not (isinstance(ref, str) and _REF.fullmatch(ref)):
+            raise OptionError(f"{ref!r} is not the name of a {what}. Name it by letters, digits, '.', '-' and '/'.")
+    if not isinstance(message, str) or not message.strip():
+        raise OptionError(f"message={message!r} is not the message of a commit. Give a text, or leave it out.")
     api = huggingface_hub.HfApi(token=token, **_agent())
     with _explained(f"{repo!r} cannot be created or opened"):
         name = api.create_repo(repo, private=private, exist_ok=True).repo_id
@@ -173,12 +186,14 @@ def _short(error: Exception) -> str:
 
 def _remedy(error: BaseException | None) -> str:
     while error is not None:
-        if "xet" in str(error).lower():
+        if _XET.search(str(error)):
             return _NO_XET
         kinds = {kind.__name__ for kind in type(error).__mro__}
         found = next((remedy for name, remedy in _REMEDIES if name in kinds), None)
         if found is not None:
             return found
+        if getattr(getattr(error, "response", None), "status_code", None) == 401:
+            return _NO_TOKEN
         error = error.__cause__
     return _UNREACHED
 

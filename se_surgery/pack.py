@@ -27,7 +27,7 @@ from .graft import copied
 from .look import look
 from .pair import noise, randomise, reproducible, twin
 from .sources import Checkpoint
-from .strict import problems
+from .strict import REMEDY, problems
 from .tensorfile import tensors_of
 from .wrappers import unwrapped
 
@@ -92,12 +92,14 @@ def pack(
     recipe = full_recipe(bare, None if own is not None else base_name(bare, base), base_args)
     config = full_config(bare, recipe, tensors)
     said = f"base={recipe['base']!r}, base_args={recipe['base_args']}"
-    remedy = f"Give base and base_args as the model was made with; by now they are {said}."
+    remedy = f"Give base and base_args as the model was made with; by now they are {said}. What was put into it since, "
+    remedy += "other than by this library, cannot be saved."
     try:
         with reproducible():
             built = assemble(config, Checkpoint(tensors, {}, "The model"), own)
     except SurgeryError as error:
-        raise ArtefactError(f"The model cannot be built anew: {error} {remedy}") from error
+        reason_given = str(error).removesuffix(REMEDY).rstrip()
+        raise ArtefactError(f"The model cannot be built anew: {reason_given} {remedy}") from error
     _compare(bare, built, remedy, example_input)
     return Pack(config, tensors, parameters(bare)[0], _costs(built, example_input))
 

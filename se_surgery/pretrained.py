@@ -19,7 +19,7 @@ from .artefact import CARD, CONFIG, WEIGHTS, is_ours, refuse_pickles
 from .assemble import assemble
 from .card import card_text, license_of, lineage_of, refuse_tags
 from .config import config_bytes, read_config
-from .errors import OptionError
+from .errors import ArtefactError, OptionError
 from .excited import Excitations
 from .hub import card_of, is_repo, push, snapshot
 from .pack import Pack, pack
@@ -86,9 +86,12 @@ def save_pretrained(
     where = f"local-dir:{Path(os.path.abspath(folder)).name}"
     files = _files(packed, where, license, base_model, tags, plot, publish=False)
     card = folder / CARD
-    if card.is_file() and not is_ours(card.read_text(encoding="utf-8", errors="replace")):
-        del files[CARD]
-    return replace_files(folder, files)
+    try:
+        if card.is_file() and not is_ours(card.read_text(encoding="utf-8", errors="replace")):
+            del files[CARD]
+    except OSError as error:
+        raise ArtefactError(f"{str(card)!r} cannot be read ({error}), and may be yours. Move it away.") from error
+    return replace_files(folder, files, overwrite=overwrite)
 
 
 def from_pretrained(
@@ -97,6 +100,7 @@ def from_pretrained(
     revision: str | None = None,
     base: nn.Module | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    token: str | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Load a model that `save_pretrained` or `push_to_hub` wrote, from a folder or from the Hub.
@@ -109,6 +113,7 @@ def from_pretrained(
         revision: A branch, tag or commit of the repository.
         base: A fresh model of a class of your own, where the base is no model of timm or torchvision; it is copied.
         cache_dir: Where downloads are kept.
+        token: A token with the right to read; by default that of the environment or of `hf auth login`.
         kwargs: Arguments of `timm.create_model`: `num_classes=10` gives a new head, `in_chans`, `features_only`, ...
 
     Returns:
@@ -127,7 +132,7 @@ def from_pretrained(
         raise OptionError(
             f"base={base!r} is no model. The folder names its base; for a class of your own give a fresh model of it."
         )
-    folder = locate(directory_or_repo, revision, cache_dir)
+    folder = locate(directory_or_repo, revision, cache_dir, token)
     config = read_config(folder)
     if base is None and config["model_args"]["recipe"]["base"] is None:
         own = config.get("se_surgery", {}).get("class")
@@ -216,17 +221,22 @@ def pull_from_hub(repo: str, directory: str | os.PathLike[str], *, overwrite: bo
     from_pretrained(held)
     card = card_of(commit)
     cards = {} if card is None else {CARD: card}
-    replace_files(directory, {WEIGHTS: (held / WEIGHTS).read_bytes(), **cards, CONFIG: (held / CONFIG).read_bytes()})
+    files = {WEIGHTS: (held / WEIGHTS).read_bytes(), **cards, CONFIG: (held / CONFIG).read_bytes()}
+    replace_files(directory, files, overwrite=overwrite)
     return commit
 
 
-def locate(place: str | os.PathLike[str], revision: str | None = None, cache_dir: Any = None) -> Path:
+def locate(
+    place: str | os.PathLike[str], revision: str | None = None, cache_dir: Any = None, token: str | None = None
+) -> Path:
     """The folder that a model is in; from the Hub it is fetched.
 
     Raises:
         SurgeryError: There is none.
     """
-    if Path(place).is_dir():
+    if not isinstance(place, (str, os.PathLike)):
+        raise OptionError(f"{place!r} is no folder and no repository. Give a path, or a name as 'user/model'.")
+    if os.path.isdir(place):  # Path.is_dir raises where a name is too long
         if revision is not None:
             raise OptionError(f"{str(place)!r} is a folder, which has no revision {revision!r}. Leave it out.")
         return Path(place)
@@ -234,7 +244,7 @@ def locate(place: str | os.PathLike[str], revision: str | None = None, cache_dir
         raise OptionError(f"There is no folder {str(place)!r}, and it names no repository. Name one as 'user/model'.")
     if revision is not None and "@" in str(place):
         raise OptionError(f"{str(place)!r} names a revision, and revision={revision!r} another. Give one of the two.")
-    return snapshot(f"{place}@{revision}" if revision is not None else str(place), cache_dir)
+    return snapshot(f"{place}@{revision}" if revision is not None else str(place), cache_dir, token)
 
 
 def _files(

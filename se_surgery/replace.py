@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from .errors import ArtefactError
+from .errors import ArtefactError, OptionError
 
 try:
     import fcntl
@@ -29,9 +29,14 @@ def check_directory(directory: str | os.PathLike[str], overwrite: bool = False) 
 
     Raises:
         ArtefactError: It is a file, or it holds something and `overwrite` is not given.
+        OptionError: It is no path.
     """
-    folder = Path(directory)
     try:
+        folder = Path(directory)
+    except TypeError as error:
+        raise OptionError(f"{directory!r} is no path of a folder. Name a folder.") from error
+    try:
+        os.path.abspath(folder).encode()  # safetensors could not open another name
         held = sorted(os.listdir(folder))
     except FileNotFoundError:
         return folder
@@ -47,7 +52,7 @@ def check_directory(directory: str | os.PathLike[str], overwrite: bool = False) 
     return folder
 
 
-def replace_files(directory: str | os.PathLike[str], files: Mapping[str, bytes]) -> Path:
+def replace_files(directory: str | os.PathLike[str], files: Mapping[str, bytes], *, overwrite: bool = True) -> Path:
     """Write files into a folder, in the order given; other files in it stay.
 
     All are written under other names first and flushed to the disk; then each takes its place, and keeps the mode of
@@ -56,20 +61,25 @@ def replace_files(directory: str | os.PathLike[str], files: Mapping[str, bytes])
     Args:
         directory: The folder; it is made where it does not exist.
         files: What to write, by name.
+        overwrite: Whether the folder may hold something; another process may have filled it since it was looked at.
 
     Raises:
-        ArtefactError: The folder cannot be written. What was there stands, unless the message says otherwise.
+        ArtefactError: The folder may not or cannot be written. What was there stands, unless the message says
+            otherwise.
     """
     folder, done = Path(directory), list[str]()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _flush(folder.parent)
         with _alone(folder), contextlib.ExitStack() as drafts:
+            check_directory(folder, overwrite)
             written = {name: drafts.enter_context(_draft(folder / name, data)) for name, data in files.items()}
             for name, draft in written.items():
                 os.replace(draft, folder / name)
                 done.append(name)
                 _flush(folder)
+    except ArtefactError:
+        raise
     except (OSError, ValueError) as error:
         new = f" {', '.join(done)} in it is new already." if done else ""
         raise ArtefactError(f"{str(folder)!r} cannot be written ({error}).{new} Name a folder that can.") from error

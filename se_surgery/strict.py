@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from .errors import ArtefactError
 
 _SHOWN = 5
+# What to do about weights that are read; a model that is about to be saved has no file.
+REMEDY = "The file is damaged or another model's: save the model again."
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -63,7 +65,7 @@ def checked(
         more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise ArtefactError(
             f"{where} does not fit this {type(model).__name__}: of {len(keys)} keys {len(found)} are wrong "
-            f"({'; '.join(found[:_SHOWN])}{more}). The file is damaged or another model's: save the model again."
+            f"({'; '.join(found[:_SHOWN])}{more}). {REMEDY}"
         )
     return dict(state_dict)
 

@@ -87,6 +87,13 @@ def test_the_returned_name_is_that_commit(hub, two, tmp_path, monkeypatch):  # n
     assert_same(outputs(from_timm(first)), outputs(two[0]))
 
 
+def test_a_picture_is_pushed(hub, two, tmp_path):  # noqa: F811
+    (tmp_path / "gates.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    push_to_hub(two[0], REPO, plot=tmp_path / "gates.png")
+    files = hub.repos[REPO].resolve("main").files
+    assert set(files) == {*FILES, "excitations.png"} and b"(excitations.png)" in files["README.md"]
+
+
 def test_pushing_the_same_again_makes_no_commit(hub, two):  # noqa: F811
     first = push_to_hub(two[0], REPO)
     assert push_to_hub(two[0], REPO) == first
@@ -121,11 +128,12 @@ def test_a_token_of_ones_own(hub, two, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("HF_TOKEN", "")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "none"))
-    with pytest.raises(HubError, match=r"'tester/net' cannot be created or opened .*that the token may do this"):
+    with pytest.raises(HubError, match=r"'tester/net' cannot be created or opened .*Log in with `hf auth login`"):
         push_to_hub(two[0], REPO)
     push_to_hub(two[0], REPO, token=TOKEN, private=True)
     with pytest.raises(HubError, match=r"a private repository takes a token"):
         from_pretrained(REPO)
+    assert_same(outputs(from_pretrained(REPO, token=TOKEN)), outputs(two[0]))
 
 
 def test_progress_is_shown(hub, two, capfd):  # noqa: F811
@@ -153,6 +161,10 @@ NOWHERE = [
     (f"{REPO}@v1", {"revision": "v1"}, "names a revision, and revision='v1' another"),
     ("tester/other", {}, r"'config\.json' of 'tester/other' cannot be had .*se-surgery reads safetensors and no pick"),
     ("tester/..", {}, "Name it as USER/MODEL"),
+    # A name with the letters of a storage in it is no hint that the Hub lacks that storage.
+    ("tester/foxet", {}, r"See that the name is right[^.]*\."),
+    (None, {}, "None is no folder and no repository"),
+    (b"net", {}, "is no folder and no repository"),
 ]
 
 
@@ -161,6 +173,13 @@ def test_what_is_not_there(place, given, message, pushed):
     pushed.create("tester/other").commit("main", "other", {"pytorch_model.bin": b"\x80"})
     with pytest.raises(SurgeryError, match=message):
         from_pretrained(place, **given)
+
+
+def test_names_longer_than_a_file_may_have(pushed):
+    for place, message in (("n" * 300, "it names no repository"), ("n" * 300 + "/m", "Name it as USER/MODEL")):
+        with pytest.raises(SurgeryError, match=message):
+            from_pretrained(place)
+    assert "There is no model 'nnn" in command("inspect", "n" * 300, code=1)[1]
 
 
 def test_pickles_on_the_hub_are_not_read(pushed, tmp_path, monkeypatch):
@@ -207,6 +226,25 @@ def test_a_tag_that_fails_names_the_commit(hub, two):  # noqa: F811
     hub.fault("POST", "/tag/", status=403)
     with pytest.raises(HubError, match=r"'tester/net' has its commit [0-9a-f]{40}, but not the tag 'v1'"):
         push_to_hub(two[0], REPO, tag="v1")
+
+
+# What would fail after the commit, or be lost.
+NO_REFS = [
+    ({"tag": ""}, "'' is not the name of a tag"),
+    ({"tag": "v 1"}, "'v 1' is not the name of a tag"),
+    ({"tag": 3}, "3 is not the name of a tag"),
+    ({"tag": "a..b"}, "is not the name of a tag"),
+    ({"revision": ""}, "'' is not the name of a branch"),
+    ({"revision": "-dev"}, "is not the name of a branch"),
+    ({"message": " "}, "message=' ' is not the message of a commit"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), NO_REFS, ids=str)
+def test_names_that_git_does_not_take(given, message, hub, two):  # noqa: F811
+    with pytest.raises(SurgeryError, match=message):
+        push_to_hub(two[0], REPO, **given)
+    assert not hub.log
 
 
 def test_another_push_in_between_is_not_overwritten(pushed, two):
@@ -307,6 +345,8 @@ def test_without_a_network(pushed, two, monkeypatch):
     assert_same(outputs(from_pretrained(REPO)), outputs(two[1]))
     with pytest.raises(HubError, match="what was never downloaded is not there offline"):
         from_pretrained(f"{REPO}@v1")
+    with pytest.raises(HubError, match=r"Unset HF_HUB_OFFLINE in the environment"):
+        push_to_hub(two[0], REPO)
 
 
 def test_pull(pushed, two, tmp_path):

@@ -234,6 +234,46 @@ def test_a_folder_can_be_loaded_operated_on_and_saved_again(tmp_path):
         assert recipe_of(back)["base_args"] == {} and back._model_args["recipe"]["base_args"]["in_chans"] == 3
 
 
+def test_base_arguments_survive_a_second_save(tmp_path):
+    model = timm.create_model("test_resnet", output_stride=8, act_layer="silu", in_chans=1)
+    recipe = recipe_of(save_and_read(add_se(model, init="paper"), tmp_path / "first"))
+    named = timm.create_model("se_surgery", recipe={**recipe, "base_args": {"output_stride": 8, "act_layer": "silu"}})
+    for back in (*(load(tmp_path / "first") for load in LOADERS.values()), named):
+        save_pretrained(back, tmp_path / "second", overwrite=True)
+        saved = read_config(tmp_path / "second")["model_args"]["recipe"]["base_args"]
+        channels = 3 if back is named else 1
+        assert saved == {"in_chans": channels, "output_stride": 8, "act_layer": "silu", "global_pool": "avg"}
+        x = images((channels, 64, 64))
+        assert_same(run(back.eval(), x), run(from_pretrained(tmp_path / "second").eval(), x))
+
+
+def save_and_read(model, folder):
+    return from_pretrained(save_pretrained(model, folder))
+
+
+class Figure:
+    """What `savefig` of matplotlib's does, as far as a card needs it."""
+
+    def savefig(self, path, **options):
+        path.write_bytes(PNG)
+
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 9
+
+
+def test_a_picture_of_the_excitations(model, tmp_path):
+    (tmp_path / "gates.png").write_bytes(PNG)
+    for number, plot in enumerate((tmp_path / "gates.png", str(tmp_path / "gates.png"), Figure())):
+        folder = save_pretrained(model, tmp_path / f"net{number}", plot=plot)
+        assert sorted(os.listdir(folder)) == ["README.md", "config.json", "excitations.png", "model.safetensors"]
+        assert (folder / "excitations.png").read_bytes() == PNG
+        assert "(excitations.png)" in (folder / "README.md").read_text()
+    (tmp_path / "gates.png").write_text("a drawing")
+    with pytest.raises(SurgeryError, match=r"is no PNG file"):
+        save_pretrained(model, tmp_path / "none", plot=tmp_path / "gates.png")
+    assert not (tmp_path / "none").exists()
+
+
 def test_wrapped_models(tmp_path):
     model = operated()
     compiled = operated()
@@ -527,6 +567,21 @@ def test_models_that_cannot_be_saved(name, spoil, message, tmp_path):
     assert not os.listdir(tmp_path)
 
 
+def test_what_was_put_into_a_model_since(tmp_path):
+    model = operated()
+    model.extra = nn.Linear(2, 2)
+    with pytest.raises(SurgeryError, match=r"extra\.weight is not the model's.*What was put into it since") as caught:
+        save_pretrained(model, tmp_path)
+    assert "file is damaged" not in str(caught.value)
+
+
+@pytest.mark.parametrize("channels", [0, -1, "3", True, 1.5], ids=repr)
+def test_channels_that_mean_nothing(channels, folder):
+    for load in LOADERS.values():
+        with pytest.raises(SurgeryError, match=r"is no number of input channels\. Give 1 or more"):
+            load(folder, in_chans=channels)
+
+
 # Arguments of save_pretrained that mean nothing.
 MISTAKES = [
     ({"base": "nosuch"}, "base='nosuch' is no model of timm or torchvision"),
@@ -534,8 +589,14 @@ MISTAKES = [
     ({"base": "resnet18"}, "cannot be built anew: .* Give base and base_args"),
     ({"base_args": {"act_layer": nn.SiLU}}, "The recipe is no plain data"),
     ({"base_args": {"checkpoint_path": "a.pth"}}, "an argument that a recipe may give a base"),
+    ({"base_args": ["act_layer"]}, r"base_args=\['act_layer'\] is no mapping"),
+    ({"base_args": "silu"}, "base_args='silu' is no mapping"),
     ({"license": 3}, "license=3 is not the name of a licence"),
+    ({"base_model": 3}, "base_model=3 is not the name of a repository"),
+    ({"base_model": "a/b\n# more"}, "is not the name of a repository"),
     ({"tags": "medical"}, r"tags='medical' is not a list of words\. Give tags=\['medical'\]"),
+    ({"tags": None}, "tags=None is not a list of words"),
+    ({"tags": ["a\nb"]}, "is not a list of words"),
     ({"plot": "nosuch.png"}, "plot='nosuch.png' cannot be read"),
 ]
 
@@ -545,6 +606,71 @@ def test_mistakes(given, message, model, tmp_path):
     with pytest.raises(SurgeryError, match=message):
         save_pretrained(model, tmp_path, **given)
     assert not os.listdir(tmp_path)
+
+
+def test_tags_that_can_be_gone_through_only_once(model, tmp_path):
+    with pytest.raises(SurgeryError, match="is not a list of words"):
+        save_pretrained(model, tmp_path, tags=(tag for tag in ["medical"]))
+
+
+@pytest.mark.parametrize("place", [None, 3, b"net"], ids=str)
+def test_places_that_are_none(place, model):
+    with pytest.raises(SurgeryError, match=r"is no path of a folder\. Name a folder"):
+        save_pretrained(model, place)
+    with pytest.raises(SurgeryError, match="is no folder and no repository"):
+        from_pretrained(place)
+
+
+def test_names_of_folders(model, tmp_path):
+    """Whatever a folder is called, the model loads and the card's lines of Python are Python."""
+    for name in ("mödel 模型", 'a"b\nc'):
+        path = save_pretrained(model, tmp_path / name)
+        assert_same(run(model, images()), run(from_pretrained(path).eval(), images()))
+        card = (path / "README.md").read_text(encoding="utf-8")
+        compile(card.partition("```python\n")[2].partition("```")[0], "card", "exec")
+        assert f"# {' '.join(name.split())}\n" in card
+    with pytest.raises(SurgeryError, match=r"cannot be written \(.*surrogates not allowed"):
+        save_pretrained(model, tmp_path / "\udcff")
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_a_readme_that_cannot_be_read_is_left(model, tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text("mine")
+
+    def refuse(*args, **kwargs):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(SurgeryError, match=r"README\.md' cannot be read \(not yours\), and may be yours\. Move it"):
+        save_pretrained(model, tmp_path, overwrite=True)
+    assert os.listdir(tmp_path) == ["README.md"]
+
+
+def test_a_folder_that_may_not_be_searched(folder, monkeypatch):
+    def refuse(path, **options):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(SurgeryError, match=r"good' cannot be read \(not yours\)\. See that it can"):
+        from_pretrained(folder)
+
+
+def test_two_saves_into_a_new_folder(model, tmp_path, monkeypatch):
+    """While this one was being made ready the other one has filled the folder."""
+    packed = se_surgery.pretrained.pack
+
+    def slow(*args):
+        save(operated(stages=1), tmp_path / "net")
+        return packed(*args)
+
+    def save(model, folder):
+        monkeypatch.setattr(se_surgery.pretrained, "pack", packed)
+        save_pretrained(model, folder)
+
+    monkeypatch.setattr(se_surgery.pretrained, "pack", slow)
+    with pytest.raises(SurgeryError, match=r"is not empty, .*ask for overwrite"):
+        save_pretrained(model, tmp_path / "net")
+    assert len(find_se(from_pretrained(tmp_path / "net"))) == 1
 
 
 def test_where_nothing_is(folder, tmp_path):
