@@ -59,8 +59,9 @@ def command(*arguments: str, launcher: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def spread(folder: Path, *arguments: str) -> None:
-    """Run the script in two processes."""
+    """Run the script in two processes, with no word to accelerate that there is no GPU."""
     started = command(*arguments, "--out", str(folder), launcher=TORCHRUN)
+    del started["env"]["ACCELERATE_USE_CPU"]
     done = subprocess.run(**started, capture_output=True, text=True, timeout=WAITS)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
@@ -97,6 +98,13 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(here: Start, tmp_path: Pat
     kept = ("phase", "epoch", "train_loss", "loss", "top1", "lr")
     assert [[row[key] for key in kept] for row in rows(killed)] == [[row[key] for key in kept] for row in rows(whole)]
     assert [(row["phase"], row["epoch"]) for row in rows(whole)] == [("SEs", 1), ("all", 1), ("all", 2)]
+
+
+def test_torchrun_alone_joins_the_processes(tmp_path: Path) -> None:
+    """Of 360 images each process evaluates its half, and one of them writes what both came to."""
+    spread(tmp_path, "--se-epochs", "0", "--epochs", "1", "--batch-size", "239")
+    assert len(rows(tmp_path)) == 1 and (tmp_path / "model" / "model.safetensors").exists()
+    assert load_file(tmp_path / "checkpoint.safetensors")["optimizer.state|fc.weight|step"] == 3  # 2 x 239 images each
 
 
 @pytest.mark.sweep
@@ -150,6 +158,9 @@ def accuracy(model: nn.Module) -> float:
     ("arguments", "words"),
     [
         (("--fsdp", "--ema", "0.9"), "--fsdp takes neither --ema nor --amp fp16"),
+        (("--se-epochs", "0", "--epochs", "0"), "one at least is above 0"),
+        (("--epochs", "-1"), "one at least is above 0"),
+        (("--data", "nowhere"), "--data nowhere is no folder"),
         (("--placement", "none"), "--placement none puts no SEs in"),
     ],
 )
@@ -189,3 +200,8 @@ def test_a_run_is_not_begun_over_another_nor_gone_on_with_in_another_way(here: S
     assert "- colours\n" in card and "excitations.png" in card and "Classes: 2" in card
     with pytest.raises(SystemExit, match="--fsdp scatters over several processes"):
         here(*told[:-1], "other", "--fsdp")
+    (tmp_path / "run" / "checkpoint.safetensors").write_bytes(b"half of it")
+    with pytest.raises(SystemExit, match=r"checkpoint\.safetensors cannot be read .*Take it away to begin anew"):
+        here(*told, "--resume")
+    with pytest.raises(SystemExit, match="has no folders of its own for test and validating"):
+        here(*told[:-1], "other", "--splits", "test", "validating")
