@@ -307,7 +307,7 @@ _DATA_OPTIONS: dict[str, tuple[Any, Any]] = {
     "class_map": (ClassMap, None),
     "download": (Download, False),
     "batch_size": (BatchSize, 64),
-    "limit": (Limit, None),
+    "images": (Limit, None),
     "workers": (Workers, min(4, os.cpu_count() or 1)),
     "device": (Device, "cpu"),
 }
