@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import itertools
 import json
@@ -34,6 +35,7 @@ from se_surgery import (
 )
 from se_surgery.choice import best_sets, cheapest
 from se_surgery.scores import accuracy
+from se_surgery.worth import Worth
 
 SIZE = toys.Functional.SIZE
 
@@ -96,6 +98,18 @@ def test_each_se_alone_is_stripped_and_folded() -> None:
             assert worth.loss == min(worth.stripped, worth.folded)
     losses = [worth.loss / worth.site.params for worth in found.ranked]
     assert losses == sorted(losses) and set(found.ranked) == set(found.worths)
+
+
+def test_what_loses_nothing_is_ranked_by_what_it_gains_and_frees() -> None:
+    """By hand: the sizes and losses of six SEs, and their places."""
+    site = find_se(patient(), SIZE)[0]
+    cases = {"a": (10, -0.1), "b": (90, -0.1), "c": (10, 0.0), "d": (90, 0.0), "e": (10, 0.1), "f": (90, 0.1)}
+    worths = [
+        Worth(dataclasses.replace(site, path=path, params=freed), 0.0, loss, None)
+        for path, (freed, loss) in cases.items()
+    ]
+    ranked = Tradeoff(0.0, tuple(worths)).ranked
+    assert [worth.site.path for worth in ranked] == ["b", "a", "d", "c", "f", "e"]
 
 
 def test_a_budget_takes_the_best_set_out() -> None:
