@@ -198,13 +198,15 @@ def tradeoff(
     Raises:
         NothingToDoError: The model has no SE.
         DataError: The loader or the score is of no use.
-        OptionError: The budget is below zero or above all there is.
+        OptionError: The budget is below zero or above all there is, or evaluate is no function.
         SurgeryError: The model cannot be looked at or operated on, or the file is of another model or other data.
 
     Examples:
         >>> found = tradeoff(timm.create_model("seresnet18", pretrained=True), loader, budget=0.5)
         >>> print(found.table())
     """
+    if evaluate is not None and not callable(evaluate):
+        raise OptionError(f"evaluate={evaluate!r} is no function. Give one that returns the score of a model, or none.")
     if budget is not None:
         refuse_unfit(model)
     model = runnable(model)

@@ -100,6 +100,11 @@ def test_each_se_alone_is_stripped_and_folded() -> None:
     assert losses == sorted(losses) and set(found.ranked) == set(found.worths)
 
 
+@pytest.mark.parametrize("score", [np.float32(0.5), np.int64(2), torch.tensor(0.5), 1])
+def test_scores_may_be_numbers_of_any_kind(score: Any) -> None:
+    assert tradeoff(patient(), data(), lambda model: score).score == float(score)
+
+
 def test_what_loses_nothing_is_ranked_by_what_it_gains_and_frees() -> None:
     """By hand: the sizes and losses of six SEs, and their places."""
     site = find_se(patient(), SIZE)[0]
@@ -232,7 +237,20 @@ def test_a_job_that_was_stopped_goes_on(tmp_path: Path) -> None:
         tradeoff(model, data(), nearness, resume=file)
 
 
-@pytest.mark.parametrize(("text", "said"), [("{", "cannot be read"), ("[]", "holds no scores"), ("{}", "no scores")])
+SCORES = '{"format": "se_surgery.scores.1", '
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "holds no scores"),
+        ("{}", "no scores"),
+        (SCORES + '"model": ""}', "holds no scores"),
+        (SCORES + '"scores": {"all": "good"}}', "holds no scores"),
+        (SCORES + '"scores": {"all": 1}}', "of another model"),
+    ],
+)
 def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "scores.json").write_text(text)
     with pytest.raises(SurgeryError, match=said):
@@ -287,6 +305,7 @@ BAD: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, Any],
     "no labels": (patient, lambda: [x for x, _ in data()], {}, DataError, "gives no labels"),
     "labels out of range": (patient, lambda: [(images(SIZE), [0, 10])], {}, DataError, "label 10, and the model has"),
     "NaN": (patient, lambda: [(images(SIZE) * math.nan, [0, 1])], {}, DataError, "not finite"),
+    "no function": (patient, data, {"evaluate": 0.5}, OptionError, "evaluate=0.5 is no function"),
     "a score that is none": (patient, data, {"evaluate": lambda model: None}, DataError, "returned None"),
     "a score that is NaN": (patient, data, {"evaluate": lambda model: math.nan}, DataError, "returned nan"),
     "a score that fails": (patient, data, {"evaluate": fails}, RuntimeError, "no disk"),
