@@ -226,7 +226,7 @@ DataRoot = Annotated[
 ]
 Split = Annotated[
     str,
-    typer.Option("--split", help="Part of the data; in a folder, that folder if there is one.", rich_help_panel=_DATA),
+    typer.Option("--split", help="Part of the data; in a folder with parts, that one.", rich_help_panel=_DATA),
 ]
 ClassMap = Annotated[
     Path | None,
