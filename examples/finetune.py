@@ -312,4 +312,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except se_surgery.SurgeryError as error:  # a placement that the network lacks, say: what is wrong, and what to do
+        sys.exit(str(error))

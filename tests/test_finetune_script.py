@@ -182,6 +182,11 @@ def image_folder(root: Path) -> Path:
     return root
 
 
+def test_mistakes_end_in_a_line(here: Start) -> None:
+    with pytest.raises(SystemExit, match=r"There is no placement 'nowhere'\. Take one of standard"):
+        here("--placement", "nowhere")
+
+
 # timm's reader opens files that it leaves to the garbage collector.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_run_is_not_begun_over_another_nor_gone_on_with_in_another_way(here: Start, tmp_path: Path) -> None:
@@ -205,3 +210,29 @@ def test_a_run_is_not_begun_over_another_nor_gone_on_with_in_another_way(here: S
         here(*told, "--resume")
     with pytest.raises(SystemExit, match="has no folders of its own for test and validating"):
         here(*told[:-1], "other", "--splits", "test", "validating")
+
+
+def test_what_a_frozen_base_saves_is_counted(monkeypatch: Any, capsys: Any) -> None:
+    """The table of docs/finetuning.md, for a small network: what is held is the gradient and AdamW's two moments."""
+    script = EXAMPLES.parent / "benchmarks" / "finetune_cost.py"
+    told = [
+        "resnet20_cifar",
+        "--size",
+        "16",
+        "--batch",
+        "2",
+        "--repeats",
+        "1",
+        "--threads",
+        str(torch.get_num_threads()),
+    ]
+    monkeypatch.setattr(sys, "argv", [str(script), *told])
+    runpy.run_path(str(script), run_name="__main__")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| base", "| with", "| SEs"))]
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    trained = [int(row[1].replace(",", "")) for row in table]
+    kept, held = ([float(row[i].split(", ")[1]) for row in table] for i in (2, 3))
+    assert trained[1] - trained[0] == trained[2] > trained[3] > 0
+    assert kept[1] == held[1] == 1 and 1 > kept[0] > kept[2] > kept[3] > 0
+    # Beside them AdamW keeps one count of its steps for each tensor.
+    assert held == pytest.approx([number / trained[1] for number in trained], abs=1e-3)
