@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ import timm
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -84,6 +86,10 @@ def options() -> argparse.Namespace:
     parser.add_argument("--license", help="for the model card")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     args = parser.parse_args()
+    if min(args.se_epochs, args.epochs) < 0 or not args.se_epochs + args.epochs:
+        parser.error("--se-epochs and --epochs are numbers of epochs, of which one at least is above 0.")
+    if args.data and not args.dataset and not Path(args.data).is_dir():
+        parser.error(f"--data {args.data} is no folder.")
     if args.fsdp and (args.ema or args.amp == "fp16"):
         parser.error("--fsdp takes neither --ema nor --amp fp16: averages and scaled losses take whole gradients.")
     if args.placement == "none" and args.se_epochs:
@@ -236,6 +242,21 @@ def told(args: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in json.loads(json.dumps(vars(args), default=str)).items() if key not in free}
 
 
+def spread(args: argparse.Namespace) -> Accelerator:
+    """accelerate's engine over all processes that were started."""
+    config = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed)
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    # Under torchrun accelerate joins processes without a GPU only when it is told that they have none.
+    cpu = started > 1 and not getattr(torch, "accelerator", torch.cuda).is_available()
+    accelerator = Accelerator(mixed_precision=args.amp, dataloader_config=config, cpu=cpu)
+    if accelerator.num_processes != started:
+        sys.exit(
+            f"{started} processes were started, and accelerate takes this for one of {accelerator.num_processes}. "
+            f"Start them with accelerate launch, or set ACCELERATE_USE_CPU=true."
+        )
+    return accelerator
+
+
 def finish(args: argparse.Namespace, accelerator: Accelerator) -> None:
     """Save the model as timm and se-surgery load it, with its card; all processes look at its gates together."""
     parts, classes, channels = data_sets(args)
@@ -264,13 +285,15 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     phases = [name for name, epochs in (("SEs", args.se_epochs), ("all", args.epochs)) if epochs]
     if file.exists():
-        state = checkpoints.load(file)[1]
+        try:
+            state = checkpoints.load(file)[1]
+        except SafetensorError as error:
+            sys.exit(f"{file} cannot be read ({error}). Take it away to begin anew, or give another folder.")
         other = sorted(key for key, value in told(args).items() if state["options"].get(key) != value)
         if other:
             sys.exit(f"The run in {args.out} had another --{other[0]}: {state['options'].get(other[0])}.")
         rows, phases = state["rows"], phases[phases.index(state["phase"]) :]
-    config = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed)
-    accelerator = Accelerator(mixed_precision=args.amp, dataloader_config=config)
+    accelerator = spread(args)
     if args.fsdp and accelerator.num_processes == 1:
         sys.exit("--fsdp scatters over several processes: start them by torchrun or accelerate launch.")
     args.out.mkdir(parents=True, exist_ok=True)
@@ -289,4 +312,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except se_surgery.SurgeryError as error:  # a placement that the network lacks, say: what is wrong, and what to do
+        sys.exit(str(error))

@@ -226,7 +226,7 @@ DataRoot = Annotated[
 ]
 Split = Annotated[
     str,
-    typer.Option("--split", help="Part of the data; in a folder, that folder if there is one.", rich_help_panel=_DATA),
+    typer.Option("--split", help="Part of the data; in a folder with parts, that one.", rich_help_panel=_DATA),
 ]
 ClassMap = Annotated[
     Path | None,
@@ -307,7 +307,7 @@ _DATA_OPTIONS: dict[str, tuple[Any, Any]] = {
     "class_map": (ClassMap, None),
     "download": (Download, False),
     "batch_size": (BatchSize, 64),
-    "limit": (Limit, None),
+    "images": (Limit, None),
     "workers": (Workers, min(4, os.cpu_count() or 1)),
     "device": (Device, "cpu"),
 }

@@ -118,6 +118,11 @@ def _parted(given: Any, number: int) -> tuple[Tensor, Tensor | None]:
             f"Batch {number} is {shown}, in which no images are. Give images of shape (B, C, H, W), or pairs of images "
             f"and labels."
         )
+    if isinstance(labels, int) or (isinstance(labels, Tensor) and labels.dim() == 0):
+        raise DataError(
+            f"Batch {number} is no batch but one image, of shape {tuple(images.shape)}, and its label. "
+            f"Give a DataLoader of the data set."
+        )
     return images, None if labels is None else _whole_numbers(labels, len(images), number)
 
 

@@ -157,7 +157,8 @@ def _heads(model: nn.Module, head: Any) -> list[nn.Module]:
         return []
     paths = _classifiers(model) if head is True else [head] if isinstance(head, str) else head
     modules = {path: module for path, module in model.named_modules() if path}
-    if not isinstance(paths, Collection) or not paths or not set(paths) <= modules.keys():
+    known = isinstance(paths, Collection) and all(isinstance(path, str) and path in modules for path in paths)
+    if not known or not paths:
         raise OptionError(
             f"head={head!r} is no module of this {type(model).__name__}. "
             f"Give the path of its classifier, {list(modules)[-1]!r} for instance."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from fnmatch import fnmatch
+from numbers import Real
 from types import SimpleNamespace
 from typing import Any
 
@@ -101,15 +102,15 @@ def _check(**values: Any) -> None:
         if value is None and name != "lr":
             continue
         text, holds = _RANGES[name]
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        number = isinstance(value, Real) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or not holds(value):
             raise OptionError(f"{name}={value!r} is not {text}. Give one.")
 
 
 def _not_decayed(model: nn.Module) -> set[str]:
     """Names of the parameters that are not decayed."""
-    method: Any = getattr(model, "no_weight_decay", tuple)
-    listed = method()
+    listed: Any = getattr(model, "no_weight_decay", ())  # a method in timm; others have the names themselves
+    listed = listed() if callable(listed) else listed
     found = set()
     for path, module in model.named_modules():
         norm = "norm" in type(module).__name__.lower()

@@ -21,6 +21,8 @@ from .look import look
 
 # What timm's names of data sets begin with.
 SCHEMES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
+# What folders with a part of a data set are called.
+_PARTS = {"train", "training", "val", "valid", "validation", "eval", "evaluation", "test", "testing"}
 _MODES = {1: "L", 3: "RGB"}
 
 
@@ -72,7 +74,7 @@ def open_pictures(
     class_map: str | os.PathLike[str] | None = None,
     download: bool = False,
     batch_size: int = 64,
-    limit: int | None = None,
+    images: int | None = None,
     workers: int = 0,
     example_input: Any = None,
 ) -> Pictures:
@@ -83,12 +85,12 @@ def open_pictures(
         data: A folder, with one folder of images for each class, or with images alone; or timm's name of a data set:
             `torch/cifar10`, `hfds/USER/NAME`, `wds/NAME`, ...
         root: Where the files of a data set by name are.
-        split: Which part of it; in a folder, that folder in it, if it is there.
+        split: Which part of it; in a folder, that folder in it. One without folders for parts is taken as it is.
         class_map: A text file with the name of a class in every line, in the order of the model's labels; folders of
             other names are left out. By default all are taken, in natural order, as timm has it.
         download: Fetch a data set by name that is not there yet, where timm can.
         batch_size: Images at a time.
-        limit: How many images to take, evenly spread over the data; all by default.
+        images: How many images to take, evenly spread over the data; all by default.
         workers: Processes that read images.
         example_input: (C, H, W) or a tensor, the size of the images. By default what fits the model.
 
@@ -96,7 +98,7 @@ def open_pictures(
         OptionError: There is no such data, or an option means nothing.
         DataError: The data holds no images, or cannot be read.
     """
-    for name, value, least in (("batch_size", batch_size, 1), ("limit", limit, 1), ("workers", workers, 0)):
+    for name, value, least in (("batch_size", batch_size, 1), ("images", images, 1), ("workers", workers, 0)):
         if value is not None and value < least:
             raise OptionError(f"{name}={value!r} is below {least}. Give a larger number.")
     size = tuple(getattr(look(model, example_input).asked[0], "shape", ())[1:])
@@ -112,14 +114,14 @@ def open_pictures(
     classes = _classes(found)
     has_labels = classes != ("",)
     if isinstance(found, IterableDataset):
-        if limit is not None:
-            raise OptionError(f"limit={limit!r} means nothing for {where}, which is a stream. Leave it out.")
+        if images is not None:
+            raise OptionError(f"images={images!r} means nothing for {where}, which is a stream. Leave it out.")
         found.transform = transform  # type: ignore[attr-defined]
         pictures: Any = found
     else:
         if not len(found):  # type: ignore[arg-type]
             raise DataError(f"{where} holds no images. Name data that does.")
-        pictures = _spread(_Pictures(found, transform, _MODES[size[0]], where, has_labels), limit)
+        pictures = _spread(_Pictures(found, transform, _MODES[size[0]], where, has_labels), images)
     loader: DataLoader[Any] = DataLoader(pictures, batch_size, num_workers=workers, collate_fn=_collate)
     return Pictures(loader, classes if has_labels else (), where, has_labels)
 
@@ -169,7 +171,18 @@ def _found(data: str, root: Any, split: str, **options: Any) -> tuple[Dataset[An
         )
         raise DataError(f"{data!r} cannot be opened ({_told(error)}). {remedy}.") from error
     folder = getattr(getattr(dataset, "reader", None), "root", None)
+    parts = _parts(Path(data)) if is_folder and folder is not None and Path(folder) == Path(data) else []
+    if parts:  # timm takes all of a folder without that part, the images to train on among them
+        raise OptionError(
+            f"{data!r} has no part {split!r}. It has {', '.join(parts)}: name one as split, or in the path."
+        )
     return dataset, repr(str(folder)) if is_folder and folder else repr(data)
+
+
+def _parts(folder: Path) -> list[str]:
+    """The folders in a folder that are called as parts of a data set are, and hold a folder for each class."""
+    inside = sorted(path for path in folder.iterdir() if path.name.lower() in _PARTS and path.is_dir())
+    return [path.name for path in inside if any(child.is_dir() for child in path.iterdir())]
 
 
 def _told(error: Exception) -> str:

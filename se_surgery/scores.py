@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +77,17 @@ def checked(score: Any) -> float:
         DataError: It is none.
     """
     value = score.item() if isinstance(score, Tensor) and score.numel() == 1 else score
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) == float("inf"):
+    if not _is_score(value):
         raise DataError(f"evaluate returned {score!r}, which is no score. Return a finite number; larger is better.")
     return float(value)
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_scores(found: Any) -> bool:
+    return isinstance(found, Mapping) and all(map(_is_score, found.values()))
 
 
 class Scores:
@@ -122,16 +132,16 @@ class Scores:
             return {}, ""
         try:
             told = json.loads(self.path.read_text(encoding="utf-8"))
-            is_one = isinstance(told, dict) and told.get("format") == _FORMAT and isinstance(told["scores"], Mapping)
-        except (OSError, ValueError, KeyError) as error:
+            is_one = isinstance(told, dict) and told.get("format") == _FORMAT and _are_scores(told.get("scores"))
+        except (OSError, ValueError) as error:
             raise SurgeryError(f"{str(self.path)!r} cannot be read ({error}). Name another file to resume.") from error
         if not is_one:
             raise SurgeryError(f"{str(self.path)!r} holds no scores. Name another file to resume.")
-        if told["model"] != self.model:
+        if told.get("model") != self.model:
             raise SurgeryError(
                 f"{str(self.path)!r} holds the scores of another model, or of other weights. Name another file."
             )
-        return {str(name): checked(score) for name, score in told["scores"].items()}, str(told.get("data", ""))
+        return {str(name): float(score) for name, score in told["scores"].items()}, str(told.get("data", ""))
 
     def _write(self) -> None:
         if self.path is None or rank() > 0:

@@ -68,6 +68,13 @@ class Worth:
         return min(self.stripped, self.stripped if self.folded is None else self.folded)
 
 
+def _rank(worth: Worth) -> tuple[float, int]:
+    """What an SE is sorted by: one that loses no more than another and frees no less never comes behind it."""
+    freed = max(worth.site.params, 1)
+    # A gain divided by what is freed would put the smallest first.
+    return (worth.loss / freed if worth.loss > 0 else worth.loss * freed), -freed
+
+
 @dataclass(frozen=True)
 class Tradeoff:
     """What the SEs of a model are worth.
@@ -91,8 +98,11 @@ class Tradeoff:
 
     @property
     def ranked(self) -> tuple[Worth, ...]:
-        """The SEs by what the score loses for each parameter that they free, least first."""
-        return tuple(sorted(self.worths, key=lambda worth: worth.loss / max(worth.site.params, 1)))
+        """The SEs by what the score loses for each parameter that they free, least first.
+
+        Where nothing is lost, those come first that gain more and free more.
+        """
+        return tuple(sorted(self.worths, key=_rank))
 
     @cached_property
     def front(self) -> list[Choice]:
@@ -188,13 +198,15 @@ def tradeoff(
     Raises:
         NothingToDoError: The model has no SE.
         DataError: The loader or the score is of no use.
-        OptionError: The budget is below zero or above all there is.
+        OptionError: The budget is below zero or above all there is, or evaluate is no function.
         SurgeryError: The model cannot be looked at or operated on, or the file is of another model or other data.
 
     Examples:
         >>> found = tradeoff(timm.create_model("seresnet18", pretrained=True), loader, budget=0.5)
         >>> print(found.table())
     """
+    if evaluate is not None and not callable(evaluate):
+        raise OptionError(f"evaluate={evaluate!r} is no function. Give one that returns the score of a model, or none.")
     if budget is not None:
         refuse_unfit(model)
     model = runnable(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,13 @@ def broken(digits: Path, folder: Path) -> Path:
     return folder
 
 
+def parted(digits: Path, folder: Path) -> Path:
+    """The digits in two parts, neither of which is for validation."""
+    for part in ("train", "test"):
+        shutil.copytree(digits, folder / part)
+    return folder
+
+
 def many(digits: Path, folder: Path) -> Path:
     for label in range(5):
         (folder / str(label)).mkdir(parents=True)
@@ -219,6 +227,8 @@ REFUSED: dict[str, tuple[Any, str, tuple[Any, ...], int, str]] = {
     "no image, in another process": (broken, "excitations", ("--workers", 1), 1, "3.png' cannot be read as an image"),
     "no image, tradeoff": (broken, "tradeoff", (), 1, "3.png' cannot be read as an image"),
     "no image, fold": (broken, "strip", (), 1, "3.png' cannot be read as an image"),
+    "no such part": (parted, "tradeoff", ("--split", "vall"), 1, "has no part 'vall'. It has test, train: name one"),
+    "no part to evaluate on": (parted, "excitations", (), 1, "has no part 'validation'. It has test, train: name one"),
     "more classes": (many, "tradeoff", (), 1, "has 5 classes, and the model has scores for 3"),
     "below zero": (None, "tradeoff", ("--budget", "-1"), 1, "budget=-1 is below zero"),
     "above all": (None, "tradeoff", ("--budget", "6997"), 1, "budget=6997 is above 6996 parameters"),
@@ -226,7 +236,7 @@ REFUSED: dict[str, tuple[Any, str, tuple[Any, ...], int, str]] = {
     "no number": (None, "tradeoff", ("--budget", "half"), 2, "'half' is neither a number of parameters nor a share"),
     "no budget": (None, "tradeoff", ("-o", "out"), 1, "Say how many parameters stay: --budget"),
     "no such device": (None, "excitations", ("--device", "abacus"), 1, "device='abacus' cannot be used"),
-    "no images wanted": (None, "excitations", ("--images", "0"), 1, "limit=0 is below 1"),
+    "no images wanted": (None, "excitations", ("--images", "0"), 1, "images=0 is below 1"),
     "no batches": (None, "excitations", ("--batch-size", "0"), 1, "batch_size=0 is below 1"),
     "no class map": (None, "excitations", ("--class-map", "nowhere.txt"), 1, "'nowhere.txt' is no file"),
     "no place for a plot": (None, "excitations", ("--plot", "no/folder/a.png"), 1, "cannot be written"),

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import distributed_worker as worker
+import numpy as np
 import pytest
 import timm.optim
 import timm.scheduler
@@ -124,6 +125,17 @@ def test_what_is_not_decayed() -> None:
         "layers.1.project.0.weight",
         "fc.weight",
     ]
+
+
+def test_names_that_are_not_decayed_may_be_an_attribute() -> None:
+    model = base()
+    model.no_weight_decay = {"fc.weight"}  # type: ignore[assignment]
+    groups = {group["name"]: group["param_names"] for group in param_groups(model, lr=0.1)}
+    assert "fc.weight" in groups["base, no decay"] and "conv1.weight" in groups["base"]
+
+
+def test_rates_may_be_numpys() -> None:
+    assert {group["lr"] for group in param_groups(base(), lr=np.float32(0.5))} == {0.5}
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "convnext_atto", "mobilenetv2_035", "se_tv_resnet18"])
@@ -491,7 +503,7 @@ def test_nothing_left_to_train_is_refused() -> None:
         assert differences(before, snapshot(patient)) == []
 
 
-@pytest.mark.parametrize("head", ["", "nowhere", [], ["fc", "nowhere"], 1, True])
+@pytest.mark.parametrize("head", ["", "nowhere", [], ["fc", "nowhere"], [["fc"]], 1, True])
 def test_a_head_that_is_none(head: Any) -> None:
     model = add_se(toys.Digits(), example_input=toys.Digits.SIZE) if head is True else operated()
     before = snapshot(model)

@@ -59,8 +59,9 @@ def command(*arguments: str, launcher: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def spread(folder: Path, *arguments: str) -> None:
-    """Run the script in two processes."""
+    """Run the script in two processes, with no word to accelerate that there is no GPU."""
     started = command(*arguments, "--out", str(folder), launcher=TORCHRUN)
+    del started["env"]["ACCELERATE_USE_CPU"]
     done = subprocess.run(**started, capture_output=True, text=True, timeout=WAITS)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
@@ -97,6 +98,13 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(here: Start, tmp_path: Pat
     kept = ("phase", "epoch", "train_loss", "loss", "top1", "lr")
     assert [[row[key] for key in kept] for row in rows(killed)] == [[row[key] for key in kept] for row in rows(whole)]
     assert [(row["phase"], row["epoch"]) for row in rows(whole)] == [("SEs", 1), ("all", 1), ("all", 2)]
+
+
+def test_torchrun_alone_joins_the_processes(tmp_path: Path) -> None:
+    """Of 360 images each process evaluates its half, and one of them writes what both came to."""
+    spread(tmp_path, "--se-epochs", "0", "--epochs", "1", "--batch-size", "239")
+    assert len(rows(tmp_path)) == 1 and (tmp_path / "model" / "model.safetensors").exists()
+    assert load_file(tmp_path / "checkpoint.safetensors")["optimizer.state|fc.weight|step"] == 3  # 2 x 239 images each
 
 
 @pytest.mark.sweep
@@ -150,6 +158,9 @@ def accuracy(model: nn.Module) -> float:
     ("arguments", "words"),
     [
         (("--fsdp", "--ema", "0.9"), "--fsdp takes neither --ema nor --amp fp16"),
+        (("--se-epochs", "0", "--epochs", "0"), "one at least is above 0"),
+        (("--epochs", "-1"), "one at least is above 0"),
+        (("--data", "nowhere"), "--data nowhere is no folder"),
         (("--placement", "none"), "--placement none puts no SEs in"),
     ],
 )
@@ -171,6 +182,11 @@ def image_folder(root: Path) -> Path:
     return root
 
 
+def test_mistakes_end_in_a_line(here: Start) -> None:
+    with pytest.raises(SystemExit, match=r"There is no placement 'nowhere'\. Take one of standard"):
+        here("--placement", "nowhere")
+
+
 # timm's reader opens files that it leaves to the garbage collector.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_run_is_not_begun_over_another_nor_gone_on_with_in_another_way(here: Start, tmp_path: Path) -> None:
@@ -189,3 +205,34 @@ def test_a_run_is_not_begun_over_another_nor_gone_on_with_in_another_way(here: S
     assert "- colours\n" in card and "excitations.png" in card and "Classes: 2" in card
     with pytest.raises(SystemExit, match="--fsdp scatters over several processes"):
         here(*told[:-1], "other", "--fsdp")
+    (tmp_path / "run" / "checkpoint.safetensors").write_bytes(b"half of it")
+    with pytest.raises(SystemExit, match=r"checkpoint\.safetensors cannot be read .*Take it away to begin anew"):
+        here(*told, "--resume")
+    with pytest.raises(SystemExit, match="has no folders of its own for test and validating"):
+        here(*told[:-1], "other", "--splits", "test", "validating")
+
+
+def test_what_a_frozen_base_saves_is_counted(monkeypatch: Any, capsys: Any) -> None:
+    """The table of docs/finetuning.md, for a small network: what is held is the gradient and AdamW's two moments."""
+    script = EXAMPLES.parent / "benchmarks" / "finetune_cost.py"
+    told = [
+        "resnet20_cifar",
+        "--size",
+        "16",
+        "--batch",
+        "2",
+        "--repeats",
+        "1",
+        "--threads",
+        str(torch.get_num_threads()),
+    ]
+    monkeypatch.setattr(sys, "argv", [str(script), *told])
+    runpy.run_path(str(script), run_name="__main__")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| base", "| with", "| SEs"))]
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    trained = [int(row[1].replace(",", "")) for row in table]
+    kept, held = ([float(row[i].split(", ")[1]) for row in table] for i in (2, 3))
+    assert trained[1] - trained[0] == trained[2] > trained[3] > 0
+    assert kept[1] == held[1] == 1 and 1 > kept[0] > kept[2] > kept[3] > 0
+    # Beside them AdamW keeps one count of its steps for each tensor.
+    assert held == pytest.approx([number / trained[1] for number in trained], abs=1e-3)

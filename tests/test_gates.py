@@ -357,6 +357,8 @@ BAD: dict[str, tuple[Callable[[], Any], dict[str, Any], type[Exception], str]] =
         "Batch 2 has the label 3, and labels of 3 classes go from 0 to 2",
     ),
     "label without a name": (lambda: [(images(), [0, 2])], {"classes": ["cat", "dog"]}, DataError, "label 2"),
+    "a data set": (lambda: [(images()[0], 1)], {}, DataError, r"no batch but one image, of shape \(3, 64, 64\)"),
+    "a data set of tensors": (lambda: TensorDataset(images(), torch.tensor([1, 2])), {}, DataError, "which gives no"),
     "mixed labels": (lambda: [(images(), torch.zeros(2, 10))], {}, DataError, r"float32 of shape \(2, 10\)"),
     "labels that are names": (lambda: [(images(), ["cat", "dog"])], {}, DataError, "labels of batch 1 are list"),
     "labels of another length": (lambda: [(images(), [1, 2, 3])], {}, DataError, r"shape \(3,\)"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import itertools
 import json
@@ -34,6 +35,7 @@ from se_surgery import (
 )
 from se_surgery.choice import best_sets, cheapest
 from se_surgery.scores import accuracy
+from se_surgery.worth import Worth
 
 SIZE = toys.Functional.SIZE
 
@@ -96,6 +98,23 @@ def test_each_se_alone_is_stripped_and_folded() -> None:
             assert worth.loss == min(worth.stripped, worth.folded)
     losses = [worth.loss / worth.site.params for worth in found.ranked]
     assert losses == sorted(losses) and set(found.ranked) == set(found.worths)
+
+
+@pytest.mark.parametrize("score", [np.float32(0.5), np.int64(2), torch.tensor(0.5), 1])
+def test_scores_may_be_numbers_of_any_kind(score: Any) -> None:
+    assert tradeoff(patient(), data(), lambda model: score).score == float(score)
+
+
+def test_what_loses_nothing_is_ranked_by_what_it_gains_and_frees() -> None:
+    """By hand: the sizes and losses of six SEs, and their places."""
+    site = find_se(patient(), SIZE)[0]
+    cases = {"a": (10, -0.1), "b": (90, -0.1), "c": (10, 0.0), "d": (90, 0.0), "e": (10, 0.1), "f": (90, 0.1)}
+    worths = [
+        Worth(dataclasses.replace(site, path=path, params=freed), 0.0, loss, None)
+        for path, (freed, loss) in cases.items()
+    ]
+    ranked = Tradeoff(0.0, tuple(worths)).ranked
+    assert [worth.site.path for worth in ranked] == ["b", "a", "d", "c", "f", "e"]
 
 
 def test_a_budget_takes_the_best_set_out() -> None:
@@ -218,7 +237,20 @@ def test_a_job_that_was_stopped_goes_on(tmp_path: Path) -> None:
         tradeoff(model, data(), nearness, resume=file)
 
 
-@pytest.mark.parametrize(("text", "said"), [("{", "cannot be read"), ("[]", "holds no scores"), ("{}", "no scores")])
+SCORES = '{"format": "se_surgery.scores.1", '
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "holds no scores"),
+        ("{}", "no scores"),
+        (SCORES + '"model": ""}', "holds no scores"),
+        (SCORES + '"scores": {"all": "good"}}', "holds no scores"),
+        (SCORES + '"scores": {"all": 1}}', "of another model"),
+    ],
+)
 def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "scores.json").write_text(text)
     with pytest.raises(SurgeryError, match=said):
@@ -273,6 +305,7 @@ BAD: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, Any],
     "no labels": (patient, lambda: [x for x, _ in data()], {}, DataError, "gives no labels"),
     "labels out of range": (patient, lambda: [(images(SIZE), [0, 10])], {}, DataError, "label 10, and the model has"),
     "NaN": (patient, lambda: [(images(SIZE) * math.nan, [0, 1])], {}, DataError, "not finite"),
+    "no function": (patient, data, {"evaluate": 0.5}, OptionError, "evaluate=0.5 is no function"),
     "a score that is none": (patient, data, {"evaluate": lambda model: None}, DataError, "returned None"),
     "a score that is NaN": (patient, data, {"evaluate": lambda model: math.nan}, DataError, "returned nan"),
     "a score that fails": (patient, data, {"evaluate": fails}, RuntimeError, "no disk"),

@@ -40,6 +40,9 @@ def data_sets(args: argparse.Namespace) -> tuple[list[Any], int, int]:
         create_dataset(args.dataset, root=args.data, split=split, is_training=split == args.splits[0])
         for split in args.splits
     ]
+    folders = {str(getattr(part.reader, "root", number)) for number, part in enumerate(parts)}
+    if not args.dataset and len(folders) < len(parts):  # timm takes the whole folder for a part that it does not find
+        sys.exit(f"{args.data} has no folders of its own for {' and '.join(args.splits)}. Name those it has: --splits.")
     classes = args.num_classes or len(getattr(parts[0].reader, "class_to_idx", ()))
     return parts, classes or sys.exit("The data set does not say how many classes it has: give --num-classes."), 3
 
