@@ -616,7 +616,7 @@ LOUD = pytest.mark.filterwarnings("ignore:The default weight initialization of:F
 @LOUD
 @pytest.mark.parametrize("name", TV)
 def test_torchvisions_networks_take_timms_arguments(name):
-    x = images(named_bases()["torchvision"][name]["input_size"])
+    x = images(named_bases()["facts"][name]["input_size"])
     base = build(f"torchvision/{name}")
     model = timm.create_model(f"se_tv_{name}").eval()
     share(base, model)
