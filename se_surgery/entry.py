@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -262,12 +263,23 @@ def _load(model: nn.Module, checkpoint: Checkpoint, in_chans: int | None) -> Non
     def strict(state_dict: Any, target: nn.Module) -> Any:
         tensors = _checked(target, checkpoint._replace(tensors=state_dict), in_chans)
         # Weights that do not say for how many channels they are, are for the model's, or have been refused.
-        return fit_stems(tensors, config.get("first_conv"), saved or channels or 0, channels or 0)
+        fitted = fit_stems(tensors, config.get("first_conv"), saved or channels or 0, channels or 0)
+        return _of_this_version(fitted, target)
 
     # When timm comes to the stems they fit already.
     sizes = {"input_size": (channels, *config["input_size"][1:])} if saved else {}
     fitted = {**config, "first_conv": None, **sizes}
     load_pretrained(model, fitted, classes or 0, channels or 3, filter_fn=strict)
+
+
+def _of_this_version(tensors: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
+    """A state dict that says of which versions its modules are, those of the model; files of tensors do not.
+
+    torchvision's MNASNet loads no other, and asks nothing else of it: keys and shapes are the model's already.
+    """
+    state = OrderedDict(tensors)
+    state._metadata = getattr(model.state_dict(), "_metadata", None)  # type: ignore[attr-defined]
+    return state
 
 
 def _checked(model: nn.Module, checkpoint: Checkpoint, in_chans: int | None) -> dict[str, Any]:

@@ -65,6 +65,7 @@ CASES = {
     "native strip": ("test_efficientnet", lambda model: strip_se(model, 4)),
     "never operated on": ("test_resnet", lambda model: model),
     "torchvision": ("torchvision/shufflenet_v2_x0_5", lambda model: add_se(model, init="paper")),
+    "torchvision, versions": ("torchvision/mnasnet0_5", lambda model: add_se(model, init="paper", stages=4)),
     "torchvision, stripped": ("torchvision/regnet_y_400mf", lambda model: strip_se(model, -1)),
     "half": ("test_resnet:half", lambda model: add_se(model, init="paper")),
     "gray": ("test_resnet:gray", lambda model: add_se(model, init="paper")),
