@@ -1,4 +1,4 @@
-"""Lean: the SE in a form that keeps less for the backward pass, and takes less time there.
+"""Lean: the SE in a form that keeps less for the backward pass, at the price of a little more Python.
 
 In: an SE, the map it gates and, where a normalisation made that map, what it was made from. Out: the gated map, bit for
 bit that of the plain form. With c the input of the normalisation, perhaps an activation, and n positions a map:
