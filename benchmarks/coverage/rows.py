@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import se_surgery
+
+from .. import lines
 
 ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "docs" / "coverage.jsonl"
 
-Row = dict[str, Any]
+Row = lines.Row
+append = lines.append
 Key = tuple[str, str, str]
 KINDS = ("plan", "run", "thorough")
 _VERSIONED = ("torch", "timm", "torchvision")
@@ -52,28 +53,9 @@ def is_current(row: Row) -> bool:
 
 def read(path: Path) -> dict[Key, Row]:
     """The rows of a file, the last one of every key; a last line that was broken off in writing does not count."""
-    if not path.exists():
-        return {}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-    return {key_of(row): row for row in map(json.loads, lines)}
-
-
-def append(path: Path, row: Row) -> None:
-    """Add one row to a file."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(_line(row))
+    return {key_of(row): row for row in lines.read(path)}
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
     """Write a file anew, sorted by kind, name and placement. It is there whole, or as it was."""
-    ordered = sorted(rows, key=key_of)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    draft.write_text("".join(map(_line, ordered)), encoding="utf-8")
-    draft.replace(path)
-
-
-def _line(row: Row) -> str:
-    return json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n"
+    lines.write(path, sorted(rows, key=key_of))

@@ -7,19 +7,19 @@ versions at hand. There is no time in a row: the same command makes the same row
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
+from .. import lines
 from .setting import Setting
 from .studies import STUDIES
 
 ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "docs" / "digits.jsonl"
 
-Row = dict[str, Any]
+Row = lines.Row
+append = lines.append
 Key = tuple[str, int, str]
 VERSIONED = ("torch", "timm", "scikit-learn")
 
@@ -47,29 +47,11 @@ def is_current(row: Row, setting: Setting) -> bool:
 
 def read(path: Path) -> dict[Key, Row]:
     """The rows of a file, the last one of every key; a last line that was broken off in writing does not count."""
-    if not path.exists():
-        return {}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-    return {key_of(row): row for row in map(json.loads, lines)}
-
-
-def append(path: Path, row: Row) -> None:
-    """Add one row to a file."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(_line(row))
+    return {key_of(row): row for row in lines.read(path)}
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
     """Write a file anew: by study, seed and arm, as the studies have them. It is there whole, or as it was."""
     places = {(study, arm): place for study, (arms, _) in STUDIES.items() for place, arm in enumerate(arms())}
     ordered = sorted(rows, key=lambda r: (list(STUDIES).index(r["study"]), r["seed"], places[r["study"], r["arm"]]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    draft.write_text("".join(map(_line, ordered)), encoding="utf-8")
-    draft.replace(path)
-
-
-def _line(row: Row) -> str:
-    return json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n"
+    lines.write(path, ordered)

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from .. import lines
+
 DOCS = Path(__file__).parents[2] / "docs"
 ROWS = "benchmarks.jsonl"
 Row = dict[str, Any]
@@ -29,8 +31,7 @@ def key_of(row: Row) -> tuple[str, str, str]:
 
 def read(folder: Path = DOCS) -> list[Row]:
     """The rows of a folder; none where there is no file."""
-    path = folder / ROWS
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return lines.read(folder / ROWS)
 
 
 def add(row: Row, folder: Path = DOCS) -> None:
