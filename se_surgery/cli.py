@@ -67,13 +67,9 @@ class _Group(TyperGroup):
             raise typer.Exit(1) from error
 
 
-def _examples(*lines: str) -> str:
-    return "\n\n".join(("Examples:", *lines))
-
-
 app = typer.Typer(
     cls=_Group,
-    epilog=_examples(
+    epilog=cli.examples(
         "se-surgery plan resnet50 --placement pre",
         "se-surgery add resnext50_32x4d --r 16 -o se_resnext50_32x4d",
         "se-surgery strip se_resnext50_32x4d --stages -1 -o without_last_stage",
@@ -100,7 +96,7 @@ def _root(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=cli.examples(
         "se-surgery plan resnet50",
         "se-surgery plan efficientnet_b0 --existing replace --r 3=8,4=16 --json",
         "se-surgery plan densenet121 --placement inner --draw densenet121.svg",
@@ -126,7 +122,7 @@ def plan(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=cli.examples(
         "se-surgery add resnext50_32x4d --r 16 -o se_resnext50_32x4d",
         "se-surgery add torchvision/resnet50 --pretrained --placement pre --stages 3,4 -o se_resnet50_pre",
     )
@@ -162,7 +158,7 @@ def add(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=cli.examples(
         "se-surgery strip seresnet50 --stages -1 -o without_last_stage",
         "se-surgery strip se_resnext50_32x4d --origin se_surgery -o resnext50_32x4d_again",
         "se-surgery strip seresnet50 --pretrained --stages -1 --fold imagenet -o folded",
@@ -206,7 +202,7 @@ def strip(
 
 
 @app.command(
-    "list", epilog=_examples("se-surgery list seresnet50", "se-surgery list torchvision/efficientnet_b0 --json")
+    "list", epilog=cli.examples("se-surgery list seresnet50", "se-surgery list torchvision/efficientnet_b0 --json")
 )
 def list_(model: cli.Model, size: cli.Size = None, as_json: cli.Json = False) -> None:
     """List the SEs of a model, whoever put them there."""
@@ -216,7 +212,7 @@ def list_(model: cli.Model, size: cli.Size = None, as_json: cli.Json = False) ->
     _say(as_json, [asdict(site) for site in sites], sites_text(sites))
 
 
-@app.command(epilog=_examples("se-surgery inspect resnet50", "se-surgery inspect user/se_resnext50_32x4d"))
+@app.command(epilog=cli.examples("se-surgery inspect resnet50", "se-surgery inspect user/se_resnext50_32x4d"))
 def inspect(model: cli.Model, size: cli.Size = None, as_json: cli.Json = False) -> None:
     """Show a model's units, stages, SEs and the placements it has; for a folder or repository, what was done to it."""
     patient = _patient(model, False, size)
@@ -227,7 +223,7 @@ def inspect(model: cli.Model, size: cli.Size = None, as_json: cli.Json = False) 
 
 
 @app.command(
-    epilog=_examples(
+    epilog=cli.examples(
         "se-surgery recipe resnet50 --placement pre --r 8 -o registry/se_resnet50_pre_r8.json",
         "se-surgery recipe se_resnext50_32x4d_custom",
     )
@@ -261,7 +257,7 @@ def recipe(
 
 
 @app.command(
-    epilog=_examples("se-surgery verify se_resnext50_32x4d", "se-surgery verify se_resnext50_32x4d --quick --json")
+    epilog=cli.examples("se-surgery verify se_resnext50_32x4d", "se-surgery verify se_resnext50_32x4d --quick --json")
 )
 def verify(model: cli.Model, quick: cli.Quick = False, size: cli.Size = None, as_json: cli.Json = False) -> None:
     """Run an operated model and check every promise that was made of it, and every way into it."""
@@ -281,7 +277,7 @@ def verify(model: cli.Model, quick: cli.Quick = False, size: cli.Size = None, as
 
 
 @app.command(
-    epilog=_examples(
+    epilog=cli.examples(
         "se-surgery push se_resnext50_32x4d user/se_resnext50_32x4d --tag v1",
         "se-surgery push se_resnet50_pre user/se_resnet50_pre --private --license apache-2.0",
     )
@@ -325,7 +321,7 @@ def push(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=cli.examples(
         "se-surgery pull user/se_resnext50_32x4d -o se_resnext50_32x4d",
         "se-surgery pull user/se_resnext50_32x4d@v1 -o first --overwrite",
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -34,14 +34,9 @@ Rounds = Annotated[int, typer.Option("--rounds", metavar="N", help="How often ea
 Threads = Annotated[int | None, typer.Option("--threads", metavar="N", help="Threads.", show_default="torch's own")]
 
 
-class _Patient(Protocol):
-    @property
-    def model(self) -> nn.Module: ...
-
-
 def add_to(
     app: typer.Typer,
-    open_model: Callable[[str, bool, Any], _Patient],
+    open_model: Callable[[str, bool, Any], cli.Patient],
     progress: Callable[[str], AbstractContextManager[None]],
     say: Callable[[bool, Any, str], None],
 ) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import typer
@@ -26,14 +26,9 @@ from .show import count
 from .strip import strip_se
 
 
-class _Patient(Protocol):
-    @property
-    def model(self) -> nn.Module: ...
-
-
 def add_to(
     app: typer.Typer,
-    open_model: Callable[[str, bool, Any], _Patient],
+    open_model: Callable[[str, bool, Any], cli.Patient],
     progress: Callable[[str], AbstractContextManager[None]],
     say: Callable[[bool, Any, str], None],
 ) -> None:
@@ -47,7 +42,7 @@ def add_to(
     """
 
     @app.command(
-        epilog=_examples(
+        epilog=cli.examples(
             "se-surgery cost resnet50",
             "se-surgery cost seresnet50",
             "se-surgery cost mobilenetv1_100 --r 8 --stages 3,4 --json",
@@ -97,10 +92,6 @@ def _saved_text(before: int | None, after: int | None) -> str:
         return ""
     first, second = (f"{number / 2**20:.2f} MiB" for number in (before, after))
     return f"\n\nSaved for the backward pass in training: {first} before, {second} after ({after / before - 1:+.2%})."
-
-
-def _examples(*lines: str) -> str:
-    return "\n\n".join(("Examples:", *lines))
 
 
 def _plain(costs: Mapping[str, Count]) -> dict[str, dict[str, int]]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import typer
@@ -27,14 +27,9 @@ from .replace import check_directory
 from .worth import Tradeoff, tradeoff
 
 
-class _Patient(Protocol):
-    @property
-    def model(self) -> nn.Module: ...
-
-
 def add_to(
     app: typer.Typer,
-    open_model: Callable[[str, bool, Any], _Patient],
+    open_model: Callable[[str, bool, Any], cli.Patient],
     progress: Callable[[str], AbstractContextManager[None]],
     say: Callable[[bool, Any, str], None],
     write: Callable[[Any, Path, bool, Any], None],
@@ -51,7 +46,7 @@ def add_to(
 
     @app.command(
         "excitations",
-        epilog=_examples(
+        epilog=cli.examples(
             "se-surgery excitations seresnet50 imagenet --pretrained --plot gates.png",
             "se-surgery excitations my_model torch/cifar10 --root data --images 2000 --save gates.safetensors",
         ),
@@ -80,7 +75,7 @@ def add_to(
 
     @app.command(
         "tradeoff",
-        epilog=_examples(
+        epilog=cli.examples(
             "se-surgery tradeoff seresnet50 imagenet --pretrained --images 5000 --resume scores.json",
             "se-surgery tradeoff seresnet50 imagenet --pretrained --budget 0.5 -o half_of_its_ses",
         ),
@@ -207,7 +202,3 @@ def _plain_tradeoff(found: Tradeoff) -> dict[str, Any]:
         "sites": [{key: value for key, value in worth.items() if key != "site"} for worth in worths],
         "best_sets": front,
     }
-
-
-def _examples(*lines: str) -> str:
-    return "\n\n".join(("Examples:", *lines))

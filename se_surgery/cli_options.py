@@ -11,14 +11,28 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import typer
+from torch import nn
 
 from .excite import GATES, INITS, LIGHT_ATTENTION, SQUEEZES
 from .options import EXISTING, Options
 from .placements import PLACEMENTS
 from .strip import ORIGINS
+
+
+class Patient(Protocol):
+    """What a command opens by its name: the model, whatever else is known of it."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help: how it is called."""
+    return "\n\n".join(("Examples:", *lines))
 
 
 def read_ratios(text: str) -> int | dict[int, int]:
