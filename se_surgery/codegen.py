@@ -26,8 +26,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from .errors import SurgeryError, TraceError
-from .lean import tail
 from .records import CODE, Edge
+from .tail import tail
 from .trace import Argument, Trace, is_plain
 
 # Where a name of the generated source comes from: (name, module, qualified name in it).

@@ -14,7 +14,6 @@ from torch import Tensor, fx, nn
 from .anatomy import Anatomy
 from .codegen import FOLDING, RECOMPUTING, Code, Insertion, join, method_code, outer_code, subclass
 from .errors import PatientError
-from .lean import ends_in_norm, is_pointwise
 from .records import (
     IMPLANTS,
     OPERATIONS,
@@ -26,6 +25,7 @@ from .records import (
     original_class,
     original_state,
 )
+from .tail import ends_in_norm, is_pointwise
 from .trace import Trace, shallow_view
 
 # Where a module keeps its children and tensors: containers that are changed in place.
