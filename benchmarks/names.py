@@ -19,8 +19,8 @@ import torch
 import torchvision
 from torch import nn
 
-from se_surgery.anatomy import channel_axis, positions
 from se_surgery.events import is_map
+from se_surgery.layout import channel_axis, positions
 from se_surgery.look import Look, look
 
 from .coverage import rows, zoo

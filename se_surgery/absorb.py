@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .anatomy import positions
 from .capture import in_rank
+from .layout import positions
 
 
 class NoFold(Exception):

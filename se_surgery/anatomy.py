@@ -8,27 +8,22 @@ Blocks of equal class, children and plain attributes share one trace.
 from __future__ import annotations
 
 import inspect
-import operator
-import re
-from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from .block import Block
 from .errors import InstanceForwardError, TraceError
-from .events import Call, Event, is_map, kind_of
+from .events import Call
+from .layout import channel_axis
 from .look import Look, look_again
-from .records import IMPLANTS, OPERATIONS, REPLACED, Edge, original_class, original_state
-from .trace import Trace, replay, shallow_view, structure, trace, with_bare
+from .records import IMPLANTS, OPERATIONS, REPLACED, original_class, original_state
+from .trace import Trace, shallow_view, structure, trace, with_bare
 
 # Attributes every module has; they do not tell blocks apart.
 _OWN = frozenset(nn.Module().__dict__) | {"_forward_hooks_with_kwargs", IMPLANTS, REPLACED, OPERATIONS}
-_OPERATORS = {operator.add: "add", operator.iadd: "add", operator.mul: "gate", operator.imul: "gate"}
-_PASSING = frozenset({"contiguous", "clone", "dropout", "dropout_", "feature_dropout", "drop_path"})
-_PASSING |= {"split", "chunk", "narrow"}
-_DIVISIONS = frozenset({"div", "div_", "truediv", "itruediv", "true_divide"})
 
 
 class Anatomy:
@@ -159,223 +154,3 @@ def _plain(value: Any) -> Any:
 def _argument_key(call: Call) -> Any:
     leaves, spec = pytree.tree_flatten((call.args, call.kwargs))
     return str(spec), tuple("tensor" if isinstance(leaf, Tensor) else _plain(leaf) for leaf in leaves)
-
-
-class Block:
-    """One block: its graph, and what every node of it did.
-
-    Nodes are named; sets of nodes are integers, one bit a node in the graph's order.
-    """
-
-    def __init__(self, look: Look, call: Call, view: nn.Module, traced: Trace) -> None:
-        self.look = look
-        self.call = call
-        self.view = view
-        self.trace = traced
-        self.path = call.path
-        self.nodes: list[fx.Node] = list(traced.graph.nodes)
-        self.index = {node: i for i, node in enumerate(self.nodes)}
-        self.calls = self._match_calls()
-        self.values = replay(traced, view, call, self.calls)
-
-    def _match_calls(self) -> dict[str, Call]:
-        """The calls of the children, by node: the n-th node of a child is its n-th call inside this one."""
-        prefix = self.path + "." if self.path else ""
-        waiting: dict[str, list[Call]] = {}
-        matched = {}
-        for node in self.nodes:
-            if node.op == "call_module":
-                path = f"{prefix}{node.target}"
-                left = waiting.setdefault(path, self.look.inside(self.call, path))
-                if left:
-                    matched[node.name] = left.pop(0)
-        return matched
-
-    @cached_property
-    def ancestors(self) -> dict[fx.Node, int]:
-        """For every node the set of itself and all it was computed from."""
-        found: dict[fx.Node, int] = {}
-        for i, node in enumerate(self.nodes):
-            mask = 1 << i
-            for source in node.all_input_nodes:
-                mask |= found[source]
-            found[node] = mask
-        return found
-
-    def within(self, mask: int) -> list[fx.Node]:
-        """The nodes of a set, in order."""
-        return [node for i, node in enumerate(self.nodes) if mask >> i & 1]
-
-    def value(self, node: fx.Node) -> Any:
-        """Meta value of a node, or None."""
-        return self.values[node.name]
-
-    def is_map(self, node: Any) -> bool:
-        """Whether a node's value is a batch of feature maps."""
-        value = self.values.get(node.name) if isinstance(node, fx.Node) else None
-        return isinstance(value, Tensor) and is_map(value.shape)
-
-    def kind(self, node: fx.Node) -> str | None:
-        """Kind of the operation a node itself is, not counting what a child module does inside."""
-        if node.op == "call_function":
-            return _OPERATORS.get(node.target) or kind_of(node.target)  # type: ignore[arg-type]
-        if node.op == "call_method":
-            return kind_of(getattr(Tensor, str(node.target), None))
-        return None
-
-    def events(self, node: fx.Node) -> tuple[Event, ...]:
-        """What happened inside a node, on feature maps."""
-        if node.op == "call_module":
-            call = self.calls.get(node.name)
-            return tuple(e for e in self.look.during(call) if e.spatial and e.kind != "squeeze") if call else ()
-        kind = self.kind(node)
-        if kind in (None, "squeeze") or not self.is_map(node):
-            return ()
-        event = Event(-1, kind, self.path, tuple(self.value(node).shape))
-        return (next((own for own in self._own.get(kind, []) if own.shape == event.shape), event),)
-
-    @cached_property
-    def _own(self) -> dict[str, list[Event]]:
-        grouped: dict[str, list[Event]] = {}
-        for event in self.look.own(self.call):
-            grouped.setdefault(event.kind, []).append(event)
-        return grouped
-
-    def script(self, nodes: list[fx.Node]) -> str:
-        """The convolutions (c) and activations (a) of some nodes, in order of execution, as a string."""
-        letters = {"conv": "c", "act": "a"}
-        return "".join(letters[e.kind] for node in nodes for e in self.events(node) if e.kind in letters)
-
-    def convolutions(self, nodes: list[fx.Node]) -> list[Event]:
-        """The convolutions of some nodes that have weights to learn, in order."""
-        return [e for node in nodes for e in self.events(node) if e.kind == "conv" and self.look.learns(e.path)]
-
-    def kinds(self, node: fx.Node) -> frozenset[str]:
-        """The kinds of events inside a node."""
-        return frozenset(event.kind for event in self.events(node))
-
-    def maps_into(self, node: fx.Node) -> list[fx.Node]:
-        """The feature maps a node is computed from."""
-        return [source for source in node.all_input_nodes if self.is_map(source)]
-
-    def passes(self, node: fx.Node) -> bool:
-        """Whether a node hands on its one feature map, at most scaled or dropped: drop path, layer scale, identity.
-
-        Slices of channels count: what is cut off them is joined again elsewhere (RexNet, dual-path networks).
-        """
-        if node.op == "call_module":
-            sources = self.maps_into(node)
-            same = len(sources) == 1 and self.is_map(node) and self.value(sources[0]).shape == self.value(node).shape
-            return same and not self.kinds(node)
-        if _is_slice(node):
-            return True
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        if self.kind(node) == "gate" or name in _DIVISIONS:
-            return len(self.maps_into(node)) == 1 and not self._gates_channels(node)
-        return name in _PASSING
-
-    def _gates_channels(self, node: fx.Node) -> bool:
-        """Whether a product's other factor is a number a channel computed from the images, as an SE's gate is.
-
-        A parameter is none, and neither is a number an image, as drop path's mask is.
-        """
-        computed = sum(1 << self.index[n] for n in self.nodes if n.op in ("placeholder", "call_module"))
-        others = [source for source in node.all_input_nodes if not self.is_map(source)]
-        return any(self.ancestors[other] & computed and _is_per_channel(self.value(other)) for other in others)
-
-    def map_under(self, node: fx.Node) -> fx.Node | None:
-        """The feature map that a passing node hands on, through `split` and its items."""
-        sources = [s for s in node.all_input_nodes if self.is_map(s) or isinstance(self.value(s), (tuple, list))]
-        return sources[0] if sources else None
-
-    def walk_back(self, node: fx.Node) -> fx.Node:
-        """From a branch's last value back over drop path, layer scale and channel slices to what made it."""
-        while self.passes(node):
-            source = self.map_under(node)
-            if source is None:
-                break
-            node = source
-        return node
-
-    def walk_forward(self, node: fx.Node, kinds: frozenset[str]) -> fx.Node:
-        """From a value on through operations of `kinds`, as long as each is its only user; ends behind the last one."""
-        last = node
-        while len(node.users) == 1:
-            (user,) = node.users
-            found = self.kinds(user)
-            if found and found <= kinds and self.is_map(user):
-                last = user
-            elif user.op == "output" or not (user.target == "permute" or (self.passes(user) and not _is_slice(user))):
-                break
-            node = user
-        return last
-
-    def edge(self, producer: fx.Node, axis: int, consumers: list[fx.Node] | None = None, late: bool = False) -> Edge:
-        """The edge from a node to some of its users, all of them when none are named."""
-        users = sorted(producer.users if consumers is None else consumers, key=self.index.__getitem__)
-        shape = tuple(self.value(producer).shape)
-        names = tuple(user.name for user in users)
-        return Edge(self.path, self.trace.method, producer.name, names, shape, axis, late)
-
-    def output(self) -> fx.Node:
-        """The graph's output node."""
-        return self.nodes[-1]
-
-
-def _is_per_channel(value: Any) -> bool:
-    return not isinstance(value, Tensor) or any(size > 1 for size in value.shape[1:])
-
-
-def _is_slice(node: fx.Node) -> bool:
-    return node.target is operator.getitem
-
-
-def channel_axis(shape: tuple[int, ...], image: tuple[int, ...] = (1, 1)) -> int | None:
-    """The channel axis of a batch of maps, 1 or -1: the one that leaves the image's proportions to the other two.
-
-    None where both would: a map with as many channels as positions on a side.
-
-    Examples:
-        >>> channel_axis((2, 64, 7, 7)), channel_axis((2, 7, 7, 64)), channel_axis((2, 7, 7, 7))
-        (1, -1, None)
-    """
-    last, first = (_is_proportional(shape[axes], image) for axes in (slice(-2, None), slice(-3, -1)))
-    return None if last == first else (1 if last else -1)
-
-
-def positions(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
-    """Spatial size of a batch of maps, given its channel axis.
-
-    Examples:
-        >>> positions((2, 64, 7, 5), 1), positions((2, 7, 5, 64), -1)
-        ((7, 5), (7, 5))
-    """
-    return shape[1:-1] if axis == -1 else shape[2:]
-
-
-def _is_proportional(size: tuple[int, ...], image: tuple[int, ...]) -> bool:
-    """Whether a map is that image made smaller; each halving may have rounded each side by one."""
-    (height, width), (full_height, full_width) = size, image
-    return abs(height * full_width - width * full_height) < max(full_height, full_width)
-
-
-def parents(path: str) -> Iterator[str]:
-    """The paths above `path`, nearest first, the root's `""` last.
-
-    Examples:
-        >>> list(parents("layer1.0.conv1"))
-        ['layer1.0', 'layer1', '']
-    """
-    while path:
-        path = path.rpartition(".")[0]
-        yield path
-
-
-def is_under(path: str, root: str) -> bool:
-    """Whether `path` lies strictly under `root`."""
-    return path != root and (not root or path.startswith(root + "."))
-
-
-def no_activation_after_convolution(script: str) -> bool:
-    """Whether a shortcut's script has no activation after its first convolution."""
-    return re.search("c.*a", script) is None

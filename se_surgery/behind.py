@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from .anatomy import Anatomy, Block, is_under, parents
+from .anatomy import Anatomy
+from .block import Block
 from .errors import TraceError
 from .events import Call, Event
 from .find import is_se
-from .joins import Unit
+from .layout import is_under, parents
 from .look import Look
+from .unit import Unit
 
 
 def after_convolution(anatomy: Anatomy, event: Event, unit: Unit | None = None) -> tuple[Block, fx.Node]:

@@ -5,8 +5,8 @@ In: a model by name or folder, and options of `add`. Out: a table (or JSON) on s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import torch
@@ -16,14 +16,12 @@ from torch.utils import _pytree as pytree
 
 from . import cli_options as cli
 from .bench import MODES, Spread, action, ratio, saved_bytes, spread, timed
+from .cli_app import app, compared, examples, open_model, progress, say
 from .errors import OptionError, ProbeError
 from .exam import Exam
 from .excite import SqueezeExcite
-from .graft import add_se, copied
-from .options import Options, check_options
-from .recipe import recipe_of
+from .graft import copied
 from .show import count, table
-from .strip import strip_se
 
 _WITHOUT, _AGAIN, _WITH, _PLAIN = "without", "without, again", "with", "with, plain form"
 _LABELS = {"inference": "inference", "training": "training step"}
@@ -34,47 +32,32 @@ Rounds = Annotated[int, typer.Option("--rounds", metavar="N", help="How often ea
 Threads = Annotated[int | None, typer.Option("--threads", metavar="N", help="Threads.", show_default="torch's own")]
 
 
-def add_to(
-    app: typer.Typer,
-    open_model: Callable[[str, bool, Any], cli.Patient],
-    progress: Callable[[str], AbstractContextManager[None]],
-    say: Callable[[bool, Any, str], None],
+@app.command(epilog=examples("se-surgery bench resnet50", "se-surgery bench seresnet50 --threads 1 --json"))
+@cli.takes_surgery
+def bench(
+    model: cli.Model,
+    size: cli.Size = None,
+    batch: Batch = 4,
+    rounds: Rounds = 10,
+    threads: Threads = None,
+    as_json: cli.Json = False,
+    **options: Any,
 ) -> None:
-    """Give the command line this command.
+    """Measure on this machine's processor what SEs cost in time and in memory for the backward pass.
 
-    Args:
-        app: The command line.
-        open_model: Makes the model of a name or folder, with or without the library's weights, for a size of images.
-        progress: Says what takes its time.
-        say: Prints plain data as JSON, or a text.
+    A model that has some is measured without its own and with them; any other, and one for which options ask for
+    more, before they are put in and after. All run in turn in every round, and ratios are taken within a round.
     """
-
-    @app.command(epilog="Examples:\n\nse-surgery bench resnet50\n\nse-surgery bench seresnet50 --threads 1 --json")
-    @cli.takes_surgery
-    def bench(
-        model: cli.Model,
-        size: cli.Size = None,
-        batch: Batch = 4,
-        rounds: Rounds = 10,
-        threads: Threads = None,
-        as_json: cli.Json = False,
-        **options: Any,
-    ) -> None:
-        """Measure on this machine's processor what SEs cost in time and in memory for the backward pass.
-
-        A model that has some is measured without its own and with them; any other, and one for which options ask for
-        more, before they are put in and after. All run in turn in every round, and ratios are taken within a round.
-        """
-        if batch < 2 or rounds < 1 or (threads is not None and threads < 1):
-            raise OptionError("--batch takes 2 or more, --rounds and --threads 1 or more. Take other numbers.")
-        patient = open_model(model, False, size).model
-        with progress("Looking at the model"):
-            networks, images, what = _networks(patient, batch, size, options)
-        with progress(f"Measuring in {count(rounds, 'round')}"), _threads(threads) as number:
-            data = _measured(networks, images, rounds)
-        shape = " x ".join(map(str, images[0].shape[1:]))
-        title = f"{model}, {what}; {batch} images of {shape}, {count(number, 'thread')}"
-        say(as_json, {"images": batch, "threads": number, **data}, f"{title}\n\n{_text(data, batch)}")
+    if batch < 2 or rounds < 1 or (threads is not None and threads < 1):
+        raise OptionError("--batch takes 2 or more, --rounds and --threads 1 or more. Take other numbers.")
+    patient = open_model(model).model
+    with progress("Looking at the model"):
+        networks, images, what = _networks(patient, batch, size, options)
+    with progress(f"Measuring in {count(rounds, 'round')}"), _threads(threads) as number:
+        data = _measured(networks, images, rounds)
+    shape = " x ".join(map(str, images[0].shape[1:]))
+    title = f"{model}, {what}; {batch} images of {shape}, {count(number, 'thread')}"
+    say(as_json, {"images": batch, "threads": number, **data}, f"{title}\n\n{_text(data, batch)}")
 
 
 @contextmanager
@@ -92,20 +75,15 @@ def _networks(
     patient: nn.Module, batch: int, size: Any, options: Mapping[str, Any]
 ) -> tuple[dict[str, nn.Module], tuple[Any, ...], str]:
     """The networks by name, the inputs, and what is compared."""
-    exam = Exam(patient, size)
+    seen = Exam(patient, size).seen
     generator = torch.Generator().manual_seed(0)
 
     def drawn(images: Tensor) -> Tensor:
         return torch.randn(batch, *(size or images.shape[1:]), generator=generator).to(images.dtype)
 
-    inputs = pytree.tree_map_only(Tensor, drawn, exam.seen.args)
+    inputs = pytree.tree_map_only(Tensor, drawn, seen.args)
     before = copied(patient)
-    if exam.existing and check_options(**options) == Options():
-        strip_se(before, example_input=size)
-        what = f"without its {count(len(exam.existing), 'SE')} and with them"
-    else:
-        add_se(patient, **options, example_input=size)
-        what = f"before and after {count(len(recipe_of(patient)['operations'][-1]['sites']), 'SE')} are put in"
+    what, _ = compared(patient, before, size, options)
     networks = {_WITHOUT: before, _AGAIN: copied(before), _WITH: patient}
     if any(isinstance(module, SqueezeExcite) for module in patient.modules()):
         networks[_PLAIN] = copied(patient)

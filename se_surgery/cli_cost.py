@@ -5,73 +5,44 @@ In: a model by name or folder, and options of `add`. Out: tables (or JSON) on st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
-import typer
 from torch import nn
 
 from . import cli_options as cli
 from .bench import saved_bytes
+from .cli_app import app, compared, examples, open_model, progress, say
 from .cost import Count, count_costs, on_meta
 from .cost_text import costs_text
-from .exam import find_se
-from .graft import add_se
-from .options import Options, check_options
-from .recipe import recipe_of
-from .show import count
-from .strip import strip_se
 
 
-def add_to(
-    app: typer.Typer,
-    open_model: Callable[[str, bool, Any], cli.Patient],
-    progress: Callable[[str], AbstractContextManager[None]],
-    say: Callable[[bool, Any, str], None],
-) -> None:
-    """Give the command line this command.
-
-    Args:
-        app: The command line.
-        open_model: Makes the model of a name or folder, with or without the library's weights, for a size of images.
-        progress: Says what takes its time.
-        say: Prints plain data as JSON, or a text.
-    """
-
-    @app.command(
-        epilog=cli.examples(
-            "se-surgery cost resnet50",
-            "se-surgery cost seresnet50",
-            "se-surgery cost mobilenetv1_100 --r 8 --stages 3,4 --json",
-        )
+@app.command(
+    epilog=examples(
+        "se-surgery cost resnet50",
+        "se-surgery cost seresnet50",
+        "se-surgery cost mobilenetv1_100 --r 8 --stages 3,4 --json",
     )
-    @cli.takes_surgery
-    def cost(model: cli.Model, size: cli.Size = None, as_json: cli.Json = False, **options: Any) -> None:
-        """Count parameters, multiply-adds and activations of every stage, without SEs and with them.
+)
+@cli.takes_surgery
+def cost(model: cli.Model, size: cli.Size = None, as_json: cli.Json = False, **options: Any) -> None:
+    """Count parameters, multiply-adds and activations of every stage, without SEs and with them.
 
-        And, for the whole, what a forward in training saves for the backward pass. A model that has some is counted
-        without its own and with them; any other, and one for which options ask for more, before they are put in and
-        after.
-        """
-        patient = open_model(model, False, size).model
-        with progress("Counting"):
-            found = count_costs(patient, size)
-            before, after, number = found.base, found.parts, len(find_se(patient, size))
-            what = f"without its {count(number, 'SE')} and with them"
-            base = on_meta(patient)
-            if number and check_options(**options) == Options():
-                strip_se(base, example_input=size)
-            else:
-                add_se(patient, **options, example_input=size)
-                before, after = found.parts, count_costs(patient, size).parts
-                sites = recipe_of(patient)["operations"][-1]["sites"]
-                what = f"before and after {count(len(sites), 'SE')} are put in"
-            saved = [_saved(network, found.image) for network in (base, on_meta(patient))]
-        data = {"image": list(found.image), "before": _plain(before), "after": _plain(after), "saved_bytes": saved}
-        say(as_json, data, f"{model}, {what}\n\n{costs_text(before, after, found.image)}{_saved_text(*saved)}")
+    And, for the whole, what a forward in training saves for the backward pass. A model that has some is counted
+    without its own and with them; any other, and one for which options ask for more, before they are put in and
+    after.
+    """
+    patient = open_model(model).model
+    with progress("Counting"):
+        found = count_costs(patient, size)
+        base = on_meta(patient)
+        what, more = compared(patient, base, size, options)
+        before, after = (found.parts, count_costs(patient, size).parts) if more else (found.base, found.parts)
+        saved = [_saved(network, found.image) for network in (base, on_meta(patient))]
+    data = {"image": list(found.image), "before": _plain(before), "after": _plain(after), "saved_bytes": saved}
+    say(as_json, data, f"{model}, {what}\n\n{costs_text(before, after, found.image)}{_saved_text(*saved)}")
 
 
 def _saved(network: nn.Module, image: Sequence[int]) -> int | None:

@@ -6,19 +6,18 @@ folder with the model where they are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import typer
 from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
 from . import cli_options as cli
+from .cli_app import app, examples, open_model, progress, say, write
 from .errors import DataError, OptionError
 from .excited import Gates, excitations
 from .figures import check_format
@@ -27,97 +26,80 @@ from .replace import check_directory
 from .worth import Tradeoff, tradeoff
 
 
-def add_to(
-    app: typer.Typer,
-    open_model: Callable[[str, bool, Any], cli.Patient],
-    progress: Callable[[str], AbstractContextManager[None]],
-    say: Callable[[bool, Any, str], None],
-    write: Callable[[Any, Path, bool, Any], None],
+@app.command(
+    "excitations",
+    epilog=examples(
+        "se-surgery excitations seresnet50 imagenet --pretrained --plot gates.png",
+        "se-surgery excitations my_model torch/cifar10 --root data --images 2000 --save gates.safetensors",
+    ),
+)
+@cli.takes_data
+def excitations_(
+    model: cli.Model,
+    data: cli.Data,
+    plot: cli.Figure = None,
+    save: cli.GatesFile = None,
+    size: cli.Size = None,
+    pretrained: cli.Pretrained = False,
+    as_json: cli.Json = False,
+    **options: Any,
 ) -> None:
-    """Give the command line these commands.
+    """Measure the gates of a model's SEs over a data set: mean, variance, saturation, by class."""
+    _check_files(plot, save)
+    patient = open_model(model, pretrained).model
+    shown = shown_pictures(patient, data, size, **options)
+    found = excitations(patient, shown, shown.pictures.classes or None, example_input=size)
+    where = shown.pictures.where
+    written = [call(path) for call, path in ((found.plot, plot), (found.save, save)) if path is not None]
+    plain = {"data": where, "classes": list(found.names), "sites": [_plain(gates) for gates in found]}
+    text = "\n\n".join([found.table(), *(f"Written to {path}." for path in written)])
+    say(as_json, {**plain, "skipped": dict(found.skipped)}, f"{model} on {where}\n\n{text}")
 
-    Args:
-        app: The command line.
-        open_model: Makes the model of a name or folder, with or without the library's weights, for a size of images.
-        progress: Says what takes its time.
-        say: Prints plain data as JSON, or a text.
-        write: Writes a model to a folder, over what is in it or not, for a size of images.
-    """
 
-    @app.command(
-        "excitations",
-        epilog=cli.examples(
-            "se-surgery excitations seresnet50 imagenet --pretrained --plot gates.png",
-            "se-surgery excitations my_model torch/cifar10 --root data --images 2000 --save gates.safetensors",
-        ),
-    )
-    @cli.takes_data
-    def excitations_(
-        model: cli.Model,
-        data: cli.Data,
-        plot: cli.Figure = None,
-        save: cli.GatesFile = None,
-        size: cli.Size = None,
-        pretrained: cli.Pretrained = False,
-        as_json: cli.Json = False,
-        **options: Any,
-    ) -> None:
-        """Measure the gates of a model's SEs over a data set: mean, variance, saturation, by class."""
-        _check_files(plot, save)
-        patient = open_model(model, pretrained, size).model
-        shown = shown_pictures(patient, data, size, progress, **options)
-        found = excitations(patient, shown, shown.pictures.classes or None, example_input=size)
-        where = shown.pictures.where
-        written = [call(path) for call, path in ((found.plot, plot), (found.save, save)) if path is not None]
-        plain = {"data": where, "classes": list(found.names), "sites": [_plain(gates) for gates in found]}
-        text = "\n\n".join([found.table(), *(f"Written to {path}." for path in written)])
-        say(as_json, {**plain, "skipped": dict(found.skipped)}, f"{model} on {where}\n\n{text}")
-
-    @app.command(
-        "tradeoff",
-        epilog=cli.examples(
-            "se-surgery tradeoff seresnet50 imagenet --pretrained --images 5000 --resume scores.json",
-            "se-surgery tradeoff seresnet50 imagenet --pretrained --budget 0.5 -o half_of_its_ses",
-        ),
-    )
-    @cli.takes_data
-    def tradeoff_(
-        model: cli.Model,
-        data: cli.Data,
-        budget: cli.Budget = None,
-        output: cli.TakenOutput = None,
-        plot: cli.Figure = None,
-        resume: cli.Resume = None,
-        size: cli.Size = None,
-        pretrained: cli.Pretrained = False,
-        overwrite: cli.Overwrite = False,
-        as_json: cli.Json = False,
-        **options: Any,
-    ) -> None:
-        """Rank a model's SEs by the accuracy that each brings; with a budget, take out the set that loses least."""
-        _check_files(plot, resume)
-        if output is not None:
-            if budget is None:
-                raise OptionError("--output is for the model without some SEs. Say how many parameters stay: --budget.")
-            check_directory(output, overwrite)
-        patient = open_model(model, pretrained, size)
-        pictures = shown_pictures(patient.model, data, size, progress, **options).pictures
-        _check_labels(pictures, patient.model)
-        found = tradeoff(patient.model, pictures, budget=budget, resume=resume, example_input=size)
-        written = [] if plot is None else [found.plot(plot)]
-        if output is not None:
-            patient.model.cpu()
-            write(patient, output, overwrite, size)
-            written.append(output)
-        text = "\n\n".join([found.table(), *(f"Written to {path}." for path in written)])
-        say(as_json, {"data": pictures.where, **_plain_tradeoff(found)}, f"{model} on {pictures.where}\n\n{text}")
+@app.command(
+    "tradeoff",
+    epilog=examples(
+        "se-surgery tradeoff seresnet50 imagenet --pretrained --images 5000 --resume scores.json",
+        "se-surgery tradeoff seresnet50 imagenet --pretrained --budget 0.5 -o half_of_its_ses",
+    ),
+)
+@cli.takes_data
+def tradeoff_(
+    model: cli.Model,
+    data: cli.Data,
+    budget: cli.Budget = None,
+    output: cli.TakenOutput = None,
+    plot: cli.Figure = None,
+    resume: cli.Resume = None,
+    size: cli.Size = None,
+    pretrained: cli.Pretrained = False,
+    overwrite: cli.Overwrite = False,
+    as_json: cli.Json = False,
+    **options: Any,
+) -> None:
+    """Rank a model's SEs by the accuracy that each brings; with a budget, take out the set that loses least."""
+    _check_files(plot, resume)
+    if output is not None:
+        if budget is None:
+            raise OptionError("--output is for the model without some SEs. Say how many parameters stay: --budget.")
+        check_directory(output, overwrite)
+    patient = open_model(model, pretrained)
+    pictures = shown_pictures(patient.model, data, size, **options).pictures
+    _check_labels(pictures, patient.model)
+    found = tradeoff(patient.model, pictures, budget=budget, resume=resume, example_input=size)
+    written = [] if plot is None else [found.plot(plot)]
+    if output is not None:
+        patient.model.cpu()
+        write(patient, output, overwrite, size)
+        written.append(output)
+    text = "\n\n".join([found.table(), *(f"Written to {path}." for path in written)])
+    say(as_json, {"data": pictures.where, **_plain_tradeoff(found)}, f"{model} on {pictures.where}\n\n{text}")
 
 
 def shown_pictures(
     model: nn.Module,
     data: str,
     size: Any,
-    progress: Callable[[str], AbstractContextManager[None]],
     device: str,
     **options: Any,
 ) -> ShownPictures:
@@ -127,7 +109,6 @@ def shown_pictures(
         model: The model.
         data: A folder, or timm's name of a data set.
         size: The size of the images, or None.
-        progress: Says what takes its time.
         device: Where the model is to run.
         options: The others of `cli_options.takes_data`.
 

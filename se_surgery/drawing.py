@@ -32,12 +32,12 @@ from .glyphs import (
     draw_unit,
     spot_of,
 )
-from .joins import Unit
 from .placements import NoPlace, places
 from .plan import Plan, Site, Skipped
 from .records import implants
 from .sheet import GREY, PALE, Sheet, Style
 from .show import compact, count, groups, options_text
+from .unit import Unit
 
 _MARGIN = 12.0
 _COLUMNS = range(8, 13)

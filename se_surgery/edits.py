@@ -12,8 +12,10 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from .anatomy import Anatomy
-from .codegen import FOLDING, RECOMPUTING, Code, Insertion, join, method_code, outer_code, subclass
+from .codegen import RECOMPUTING, join, method_code, outer_code
 from .errors import PatientError
+from .generated import FOLDING, Code, subclass
+from .insertion import Insertion
 from .records import (
     IMPLANTS,
     OPERATIONS,

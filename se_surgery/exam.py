@@ -13,14 +13,15 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from .anatomy import Anatomy, is_under
+from .anatomy import Anatomy
 from .errors import PatientError
 from .find import SESite, sites_in
-from .joins import Unit
+from .layout import is_under
 from .look import Look, look
 from .placements import PLACEMENTS, NoPlace, place
 from .records import implants
 from .stages import Stages
+from .unit import Unit
 from .units import Units, recognise
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .anatomy import channel_axis
 from .events import Call, is_map
+from .layout import channel_axis
 from .look import Look
 from .records import Implant, implants, is_implant
 from .stages import Stages

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from .anatomy import is_under
 from .errors import NothingToDoError, PatientError
 from .exam import refuse_unfit
 from .excite import SqueezeExcite
+from .layout import is_under
 from .records import Implant, implants
 
 LAYERS = ("fc1", "fc2")

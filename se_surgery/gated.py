@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .anatomy import is_under
 from .compare import (
     Outcome,
     blocked,
@@ -25,6 +24,7 @@ from .compare import (
     outputs_of,
     same_tensors,
 )
+from .layout import is_under
 from .pair import Pair, twin
 
 Judge = Callable[[Pair], Outcome]

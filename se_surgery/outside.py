@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from .anatomy import is_under, parents
-from .joins import Reject, Unit
+from .layout import is_under, parents
 from .look import Look
+from .unit import Reject, Unit
 
 OUTSIDE = "a convolution outside of all units: of a stem, a downsampling or a head"
 ON_TOKENS = "its layers are linear ones on tokens, and its convolutions only make those"

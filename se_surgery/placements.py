@@ -10,11 +10,13 @@ from dataclasses import replace
 
 from torch import fx
 
-from .anatomy import Anatomy, Block
+from .anatomy import Anatomy
 from .behind import after_convolution
+from .block import Block
 from .errors import TraceError
-from .joins import WITH_SHORTCUT, Unit, placeholders
+from .joins import placeholders
 from .records import Edge
+from .unit import WITH_SHORTCUT, Unit
 from .units import in_training, other_ways
 
 

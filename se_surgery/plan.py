@@ -17,10 +17,10 @@ from typing import Any, Literal, get_args
 from .exam import Exam
 from .excite import SESpec, activations, multiply_adds, parameter_count
 from .find import SESite
-from .joins import RejectKind
 from .options import Options
 from .records import Edge
 from .schema import FORMAT, VERSION
+from .unit import RejectKind
 
 UnitKind = Literal["not asked", "held", "no place", "refused"]
 SkipKind = UnitKind | RejectKind

@@ -12,17 +12,18 @@ from typing import Any
 
 from torch import nn
 
-from .anatomy import Block, is_under, positions
+from .block import Block
 from .errors import NothingToDoError, PatientError, PlacementError, SurgeryError
 from .exam import Exam
 from .excite import SESpec, hidden_channels
 from .find import SESite
-from .joins import Unit
+from .layout import is_under, positions
 from .look import Look
 from .options import Options, check_options, matches, option_arguments, resolve_stage
 from .placements import NoPlace, places
 from .plan import HELD, Plan, Site, Skipped, UnitKind
 from .records import Edge, base_of, implants, is_implant
+from .unit import Unit
 
 
 def plan_se(

@@ -19,8 +19,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .anatomy import channel_axis, is_under, positions
 from .events import Call, Event, is_map
+from .layout import channel_axis, is_under, positions
 from .look import Look
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx
 
 from .absorb import ANY, NOT_NEGATIVE
-from .anatomy import Block
+from .block import Block
 
 # Functions that let any factor on the channels through, and those that do for factors that are not negative.
 _LINEAR = frozenset(

@@ -15,25 +15,17 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from .anatomy import Anatomy, Block, is_under, parents
+from .anatomy import Anatomy
 from .behind import after_convolution
+from .block import Block
 from .errors import InstanceForwardError, TraceError
 from .events import Event
-from .joins import (
-    WITH_SHORTCUT,
-    WITHIN,
-    Join,
-    Reject,
-    Unit,
-    aggregation,
-    chains_of,
-    join_at,
-    joined,
-    joins_of,
-    placeholders,
-)
+from .joins import Join, join_at, joined, placeholders
+from .layout import is_under, parents
 from .outside import ON_SEQUENCES, ON_TOKENS, in_heads, outside, works_on_sequences, works_on_tokens
 from .records import original_class
+from .rules import WITHIN, aggregation, chains_of, joins_of
+from .unit import WITH_SHORTCUT, Reject, Unit
 
 HOLDER = "joins branches that hold whole units; those get the SEs"
 

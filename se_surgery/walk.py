@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from .absorb import ANY, TAKERS, Absorption, NoFold, Trial
-from .anatomy import Anatomy, Block, is_under
+from .anatomy import Anatomy
+from .block import Block
 from .errors import TraceError
 from .events import Call
 from .exam import Exam
+from .layout import is_under
 from .placements import changes_in_place
 from .records import implants
 from .steps import arguments, called, kept_by, told

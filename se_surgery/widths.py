@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .anatomy import channel_axis
 from .errors import SurgeryError
 from .events import is_map
+from .layout import channel_axis
 from .look import Look, look
 
 # timm's own notes on how wide a network's features are, which its `reset_classifier` goes by.

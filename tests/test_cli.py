@@ -17,6 +17,7 @@ from se_surgery import (
     __version__,
     add_se,
     cli,
+    cli_app,
     count_costs,
     find_se,
     from_pretrained,
@@ -27,8 +28,8 @@ from se_surgery import (
 from se_surgery.bases import create_base
 from se_surgery.bench import saved_bytes
 from se_surgery.cli import app
-from se_surgery.cli_options import read_numbers, read_ratios, read_size
 from se_surgery.cli_report import State, same_outputs
+from se_surgery.cli_values import read_numbers, read_ratios, read_size
 from se_surgery.config import read_config
 from se_surgery.cost import Count
 from se_surgery.paper.tables import Table
@@ -420,7 +421,7 @@ def test_pretrained_reaches_the_library(monkeypatch):
         asked.append((name, pretrained))
         return create_base(name)
 
-    monkeypatch.setattr(cli, "create_base", create)
+    monkeypatch.setattr(cli_app, "create_base", create)
     call("plan", PLAIN, "--pretrained")
     call("plan", PLAIN)
     assert asked == [(PLAIN, True), (PLAIN, False)]

@@ -38,7 +38,7 @@ from se_surgery import (
     strip_se,
     verify,
 )
-from se_surgery.codegen import subclass
+from se_surgery.generated import subclass
 from se_surgery.records import CODE
 
 SIZE = (3, 64, 64)

@@ -40,8 +40,8 @@ from se_surgery import (
     VerifyError,
     add_se,
     apply_recipe,
-    codegen,
     find_se,
+    generated,
     plan_se,
     recipe_of,
     records,
@@ -645,7 +645,7 @@ def test_verify_sees_what_is_broken(instead):
     code = getattr(type(block), records.CODE)
     assert code.source.count(CALL) == 1
     broken = dataclasses.replace(code, source=code.source.replace(CALL, instead))
-    block.__class__ = codegen.subclass(timm.models.resnet.BasicBlock, broken)
+    block.__class__ = generated.subclass(timm.models.resnet.BasicBlock, broken)
     with pytest.raises(VerifyError):
         verify(model, (3, 64, 64), thorough=False)
 

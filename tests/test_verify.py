@@ -28,11 +28,11 @@ from toys import Basic, Trunk
 from typer.testing import CliRunner
 
 from se_surgery import NothingToDoError, ProbeError, SqueezeExcite, VerifyError, add_se, cli, find_se, verify
-from se_surgery.codegen import subclass
 from se_surgery.compare import deviation, gradient_deviation, is_telling, reason, tensors_in
 from se_surgery.compilers import Lowered
 from se_surgery.exam import Exam
 from se_surgery.excite import GATES, LIGHT_ATTENTION
+from se_surgery.generated import subclass
 from se_surgery.pair import draw_anew, paired, twin
 from se_surgery.pair import randomise as randomise_anew
 from se_surgery.promises import trials
@@ -873,7 +873,7 @@ def in_folder(monkeypatch):
     """The command line takes this model, whatever it is asked for."""
 
     def take(model: nn.Module) -> None:
-        monkeypatch.setattr(cli, "_patient", lambda *_: types.SimpleNamespace(model=model))
+        monkeypatch.setattr(cli, "open_model", lambda *_: types.SimpleNamespace(model=model))
 
     return take
 
