@@ -53,7 +53,8 @@ _HOMES = {
     "recipe": ("apply_recipe", "recipe_of"),
     "se_models": ("register_se", "unregister_se"),
     "strip": ("strip_se",),
-    "worth": ("Tradeoff", "Worth", "tradeoff"),
+    "judge": ("tradeoff",),
+    "worth": ("Tradeoff", "Worth"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -88,6 +89,7 @@ if TYPE_CHECKING:
     from .freezing import unfreeze_base as unfreeze_base
     from .graft import add_se as add_se
     from .grouping import param_groups as param_groups
+    from .judge import tradeoff as tradeoff
     from .load import LoadReport as LoadReport
     from .load import load_se as load_se
     from .plan import Plan as Plan
@@ -109,7 +111,6 @@ if TYPE_CHECKING:
     from .strip import strip_se as strip_se
     from .worth import Tradeoff as Tradeoff
     from .worth import Worth as Worth
-    from .worth import tradeoff as tradeoff
 else:
 
     def __getattr__(name: str) -> Any:

@@ -10,21 +10,18 @@ import operator
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from .events import Call, Event, is_map, kind_of
 from .look import Look
 from .records import Edge
-from .trace import Trace, replay
+from .trace import Trace
 
 _OPERATORS = {operator.add: "add", operator.iadd: "add", operator.mul: "gate", operator.imul: "gate"}
-
-
 _PASSING = frozenset(
     {"contiguous", "clone", "dropout", "dropout_", "feature_dropout", "drop_path", "split", "chunk", "narrow"}
 )
-
-
 _DIVISIONS = frozenset({"div", "div_", "truediv", "itruediv", "true_divide"})
 
 
@@ -43,7 +40,7 @@ class Block:
         self.nodes: list[fx.Node] = list(traced.graph.nodes)
         self.index = {node: i for i, node in enumerate(self.nodes)}
         self.calls = self._match_calls()
-        self.values = replay(traced, view, call, self.calls)
+        self.values = _replayed(traced, view, call, self.calls)
 
     def _match_calls(self) -> dict[str, Call]:
         """The calls of the children, by node: the n-th node of a child is its n-th call inside this one."""
@@ -195,3 +192,47 @@ def _is_per_channel(value: Any) -> bool:
 
 def _is_slice(node: fx.Node) -> bool:
     return node.target is operator.getitem
+
+
+def _replayed(traced: Trace, block: nn.Module, call: Call, children: dict[str, Call]) -> dict[str, Any]:
+    """The meta value of every node in one observed call; None where it is not known.
+
+    Children are not run: they answer with what they returned in `children`, their calls by node.
+    """
+    values: dict[str, Any] = {}
+    leaves = _leaves(traced, call)
+
+    def run(node: fx.Node) -> Any:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n.name])
+        if node.op == "placeholder":
+            return leaves[node.name]
+        if node.op == "get_attr":
+            value = operator.attrgetter(str(node.target))(block)
+            return torch.empty_like(value, device="meta", requires_grad=False) if isinstance(value, Tensor) else value
+        if node.op == "call_module":
+            return children[node.name].output
+        if node.op == "call_function":
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return args[0]
+
+    with torch.no_grad():
+        for node in list(traced.graph.nodes):
+            try:
+                values[node.name] = run(node)
+            except Exception:  # a value that is not known makes those computed from it unknown, and no more
+                values[node.name] = None
+    return values
+
+
+def _leaves(traced: Trace, call: Call) -> dict[str, Any]:
+    bound = traced.signature.bind(*call.args, **call.kwargs)
+    found = {}
+    for argument in traced.arguments:
+        if argument.node is not None:
+            value = bound.arguments[argument.parameter]
+            for step in argument.steps:
+                value = value[step]
+            found[argument.node] = value
+    return found

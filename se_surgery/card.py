@@ -16,7 +16,7 @@ from timm.models import get_pretrained_cfg
 from .artefact import MARK
 from .cost import Costs, Count
 from .errors import OptionError
-from .show import compact, count, groups
+from .tables import compact, count, groups
 
 TAGS = ("image-classification", "timm", "se-surgery", "squeeze-and-excitation")
 PAPER = "[Squeeze-and-Excitation Networks](https://arxiv.org/abs/1709.01507)"

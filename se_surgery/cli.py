@@ -36,8 +36,9 @@ from .promises import verify as verify_model
 from .recipe import recipe_of
 from .records import OPERATIONS
 from .replace import check_directory
-from .show import count, plan_text, sites_text
+from .show import plan_text, sites_text
 from .strip import strip_se
+from .tables import count
 
 __all__ = ["app"]
 

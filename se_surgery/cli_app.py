@@ -33,8 +33,8 @@ from .options import Options, check_options
 from .pretrained import from_pretrained, locate, save_pretrained
 from .recipe import recipe_of
 from .records import base_of
-from .show import count
 from .strip import strip_se
+from .tables import count
 
 _stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 

@@ -21,7 +21,7 @@ from .errors import OptionError, ProbeError
 from .exam import Exam
 from .excite import SqueezeExcite
 from .graft import copied
-from .show import count, table
+from .tables import count, table
 
 _WITHOUT, _AGAIN, _WITH, _PLAIN = "without", "without, again", "with", "with, plain form"
 _LABELS = {"inference": "inference", "training": "training step"}

@@ -21,9 +21,10 @@ from .cli_app import app, examples, open_model, progress, say, write
 from .errors import DataError, OptionError
 from .excited import Gates, excitations
 from .figures import check_format
+from .judge import tradeoff
 from .pictures import Pictures, open_pictures
 from .replace import check_directory
-from .worth import Tradeoff, tradeoff
+from .worth import Tradeoff
 
 
 @app.command(

@@ -20,7 +20,8 @@ from .exam import Exam, find_se
 from .graft import copied
 from .pair import randomise
 from .promises import Report
-from .show import count, exam_text, table
+from .show import exam_text
+from .tables import count, table
 
 _SEED = 0
 

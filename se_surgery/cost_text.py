@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .cost import Count
-from .show import Part, Section, as_text
+from .tables import Part, Section, as_text
 
 _TABLES = {"parameters": "Parameters", "multiply_adds": "Multiply-adds", "activations": "Activations"}
 

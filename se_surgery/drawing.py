@@ -36,7 +36,8 @@ from .placements import NoPlace, places
 from .plan import Plan, Site, Skipped
 from .records import implants
 from .sheet import GREY, PALE, Sheet, Style
-from .show import compact, count, groups, options_text
+from .show import options_text
+from .tables import compact, count, groups
 from .unit import Unit
 
 _MARGIN = 12.0

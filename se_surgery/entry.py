@@ -11,32 +11,28 @@ operation. A checkpoint with some SE tensors and not all is an error, whatever t
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-from timm.models import FeatureDictNet, FeatureGraphNet, FeatureHookNet, is_model_in_modules, load_pretrained
+from timm.models import FeatureDictNet, FeatureGraphNet, FeatureHookNet, load_pretrained
 from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from . import tv
 from .artefact import OWN, refuse_mix
-from .bases import TORCHVISION, create_base
+from .bases import TORCHVISION
 from .config import check_foreign
-from .errors import ArtefactError, OptionError, SurgeryError
+from .errors import ArtefactError, OptionError
 from .graft import add_se
 from .options import Options
+from .order import Order, Surgery
 from .recipe import recipe_of, replay
 from .records import BASE, implants
-from .sources import FOREIGN, KEYS, READ, Checkpoint, as_dict, fetch, names_a_source
+from .sources import FOREIGN, KEYS, READ, Checkpoint, as_dict, fetch
 from .stem import fit_stems
 from .strict import checked
-
-# What is done to a fresh base, in place.
-Surgery = Callable[[nn.Module], Any]
 
 _PREFIX = "se_"
 # An argument of timm's own EfficientNets, which is none of ours.
@@ -45,9 +41,6 @@ _NOT_OURS = frozenset({"se_layer"})
 _RESERVED = frozenset({"name", "base", "surgery", "belongs"})
 # timm's classes that wrap a network as it is, and so can be given an operated one.
 _WRAPPERS = (FeatureDictNet, FeatureHookNet, FeatureGraphNet, FeatureGetterNet)
-# Arguments that a network takes behind `features_only` alone, and the modules of timm of which one more is.
-_FEATURES_ARGUMENTS = frozenset({"out_indices", "feature_cls", "feature_location"})
-_DILATED_AS_FEATURES = ("mobilenetv3", "hardcorenas")
 
 
 def split_options(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -128,7 +121,7 @@ def build(
     channels = kwargs.get("in_chans")
     if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int) or channels < 1):
         raise OptionError(f"in_chans={channels!r} is no number of input channels. Give 1 or more.")
-    order = _Order(base, pretrained_cfg, dict(pretrained_cfg_overlay or {}), cache_dir, kwargs)
+    order = Order(base, pretrained_cfg, dict(pretrained_cfg_overlay or {}), cache_dir, kwargs)
     source = order.config.get("source")
     if source in FOREIGN:
         check_foreign(order.pretrained_cfg, pretrained_model_args)
@@ -149,71 +142,6 @@ def build(
     make = _features if features_only else _whole
     model = make(order, pretrained and checkpoint is None, finish, surgery)
     return _signed(model, name, order, pretrained_cfg_overlay)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Order:
-    """A base that is asked for, in one of its forms."""
-
-    base: str
-    pretrained_cfg: Any
-    overlay: dict[str, Any]
-    cache_dir: Any
-    kwargs: dict[str, Any]
-
-    def create(self, pretrained: bool, **more: Any) -> nn.Module:
-        """The base."""
-        given = {"pretrained_cfg": self.pretrained_cfg, "pretrained_cfg_overlay": self.overlay or None}
-        # A copy, because timm takes out of `feature_cfg` what it has read.
-        kwargs = copy.deepcopy(self.kwargs)
-        return create_base(self.base, pretrained, **given, cache_dir=self.cache_dir, **{**kwargs, **more})
-
-    @property
-    def names_a_source(self) -> bool:
-        """Whether weights were named, other than the base's own."""
-        return names_a_source(self.pretrained_cfg, self.overlay)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """What was given of the configuration."""
-        return {**as_dict(self.pretrained_cfg), **self.overlay}
-
-    def without_source(self) -> _Order:
-        """The same, with the weights left out that were named."""
-        left_out = (*KEYS, "hf_hub_filename", "source", "architecture")
-        given = self.pretrained_cfg
-        if given is not None and not isinstance(given, str):
-            given = {key: value for key, value in as_dict(given).items() if key not in left_out}
-        overlay = {key: value for key, value in self.overlay.items() if key not in left_out}
-        return dataclasses.replace(self, pretrained_cfg=given, overlay=overlay)
-
-    def without_features(self) -> _Order:
-        """The same, with the arguments left out that the whole network does not take."""
-        left_out = set(_FEATURES_ARGUMENTS)
-        if is_model_in_modules(self.base.partition(".")[0], _DILATED_AS_FEATURES):
-            left_out.add("output_stride")
-        kwargs = {key: value for key, value in self.kwargs.items() if key not in left_out}
-        return dataclasses.replace(self, kwargs=kwargs)
-
-    def with_weights(self, checkpoint: Checkpoint) -> _Order:
-        """The same, with a base's checkpoint."""
-        return dataclasses.replace(self, overlay={**self.overlay, "state_dict": checkpoint.tensors})
-
-    def sketch(self, surgery: Surgery | None = None, **more: Any) -> nn.Module:
-        """The model without values, to learn what it has; with values where it cannot do without."""
-        try:
-            with torch.device("meta"):
-                model = self.create(False, **more)
-            if surgery is not None:
-                surgery(model)
-        except SurgeryError as error:
-            # Torch refuses a constructor or a forward that wants the values.
-            if not isinstance(error.__cause__, RuntimeError):
-                raise
-            model = self.create(False, **more)
-            if surgery is not None:
-                surgery(model)
-        return model
 
 
 def _se_keys(model: nn.Module) -> set[str]:
@@ -295,13 +223,13 @@ def _wanted(model: nn.Module, config: Mapping[str, Any], in_chans: int | None) -
     return classes, in_chans or (config.get("input_size") or (None,))[0]
 
 
-def _whole(order: _Order, pretrained: bool, finish: Surgery, surgery: Surgery) -> nn.Module:
+def _whole(order: Order, pretrained: bool, finish: Surgery, surgery: Surgery) -> nn.Module:
     model = order.create(pretrained)
     finish(model)
     return model
 
 
-def _features(order: _Order, pretrained: bool, finish: Surgery, surgery: Surgery) -> nn.Module:
+def _features(order: Order, pretrained: bool, finish: Surgery, surgery: Surgery) -> nn.Module:
     """The operated network behind `features_only`, in the class that timm has for this base."""
     if order.base.startswith(TORCHVISION):
         kwargs = dict(order.kwargs)
@@ -344,7 +272,7 @@ def _operating(wrapper: nn.Module, finish: Surgery) -> type[nn.Module]:
     return Operating
 
 
-def _signed(model: nn.Module, name: str, order: _Order, overlay: Mapping[str, Any] | None) -> nn.Module:
+def _signed(model: nn.Module, name: str, order: Order, overlay: Mapping[str, Any] | None) -> nn.Module:
     """Write down whose model this is: the architecture in timm's configuration, and the base."""
     config = {**as_dict(getattr(model, "pretrained_cfg", None)), **(overlay or {}), "architecture": name}
     config.pop("state_dict", None)

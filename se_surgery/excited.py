@@ -94,7 +94,8 @@ class Excitations:
 
     def table(self) -> str:
         """One line for every SE: its gates' mean and spread over the channels, their variances, the saturated share."""
-        from .show import as_text, gates_parts
+        from .show import gates_parts
+        from .tables import as_text
 
         return as_text(gates_parts(self))
 

@@ -17,7 +17,7 @@ from .checkpoint import Checkpoint, read_checkpoint
 from .errors import CheckpointError, OptionError
 from .foreign import Grafted, LoadedSE, Problem, grafted, match, of_same_make, tensors_of
 from .layout import is_under
-from .show import Part, Section, as_text, compact, count, groups, shape
+from .tables import Part, Section, as_text, compact, count, groups, shape
 from .values import copy_values, value_problems
 
 _log = logging.getLogger("se_surgery")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from .show import Part, Section
+from .tables import Part, Section
 
 _RIGHT = ' style="text-align: right"'
 

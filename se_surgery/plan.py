@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .exam import Exam
-from .excite import SESpec, activations, multiply_adds, parameter_count
+from .excite import SESpec
 from .find import SESite
 from .options import Options
 from .records import Edge
 from .schema import FORMAT, VERSION
+from .se_cost import activations, multiply_adds, parameter_count
 from .unit import RejectKind
 
 UnitKind = Literal["not asked", "held", "no place", "refused"]

@@ -74,7 +74,7 @@ class Report:
 
     def _repr_html_(self) -> str:
         from .notebook import html
-        from .show import Section
+        from .tables import Section
 
         rows = [(_SIGNS[check.passed], check.name, check.detail) for check in self.checks]
         return html([Section("", ["", "promise", "what was seen"], rows)])

@@ -17,8 +17,6 @@ from .joins import Join, area, join_at, joined, placeholders, union_of
 from .unit import Reject, Unit
 
 Answer = Reject | list[Unit] | None
-
-
 WITHIN = "a join inside a unit's branch belongs to that unit"
 
 

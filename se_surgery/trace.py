@@ -1,7 +1,7 @@
 """Trace: write the forward of one block as a graph that reads like its source.
 
 In: a block (a module whose own forward joins branches), and the arguments of one observed call. Out: a `Trace`, a
-torch.fx graph with the block's children as leaves, and for every node the meta value it had in that call.
+torch.fx graph with the block's children as leaves.
 
 What torch.fx alone gets wrong for a rewriter, and is put right here: arguments that are not tensors are kept as the
 constants they were in the call; in-place operators of the source (`x += y`) stay in place; buffers are read when the
@@ -21,7 +21,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -274,47 +273,3 @@ def structure(graph: fx.Graph, constants: bool = False) -> list[tuple[Any, ...]]
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0][:200]
-
-
-def replay(traced: Trace, block: nn.Module, call: Call, children: dict[str, Call]) -> dict[str, Any]:
-    """The meta value of every node in one observed call; None where it is not known.
-
-    Children are not run: they answer with what they returned in `children`, their calls by node.
-    """
-    values: dict[str, Any] = {}
-    leaves = _leaves(traced, call)
-
-    def run(node: fx.Node) -> Any:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n.name])
-        if node.op == "placeholder":
-            return leaves[node.name]
-        if node.op == "get_attr":
-            value = operator.attrgetter(str(node.target))(block)
-            return torch.empty_like(value, device="meta", requires_grad=False) if isinstance(value, Tensor) else value
-        if node.op == "call_module":
-            return children[node.name].output
-        if node.op == "call_function":
-            return node.target(*args, **kwargs)  # type: ignore[operator]
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return args[0]
-
-    with torch.no_grad():
-        for node in list(traced.graph.nodes):
-            try:
-                values[node.name] = run(node)
-            except Exception:  # a value that is not known makes those computed from it unknown, and no more
-                values[node.name] = None
-    return values
-
-
-def _leaves(traced: Trace, call: Call) -> dict[str, Any]:
-    bound = traced.signature.bind(*call.args, **call.kwargs)
-    found = {}
-    for argument in traced.arguments:
-        if argument.node is not None:
-            value = bound.arguments[argument.parameter]
-            for step in argument.steps:
-                value = value[step]
-            found[argument.node] = value
-    return found

@@ -16,8 +16,6 @@ from .events import Event
 from .layout import is_under
 
 RejectKind = Literal["no unit", "untraceable", "outside"]
-
-
 # The kinds of units that have a shortcut.
 WITH_SHORTCUT = ("residual", "concat_residual")
 

@@ -14,7 +14,7 @@ from se_surgery.find import SESite
 from se_surgery.load import LoadReport
 from se_surgery.notebook import html
 from se_surgery.promises import Check, Report
-from se_surgery.show import Section
+from se_surgery.tables import Section
 from se_surgery.worth import Tradeoff, Worth
 
 

@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..excite import SESpec, parameter_count
+from ..excite import SESpec
 from ..options import Options
 from ..plan import Plan
+from ..se_cost import parameter_count
 from .counted import Counted, Networks
 from .printed import NETWORKS, PLACEMENTS, SENET_154, TABLE_10, VARIANTS, WHERE, WIDTHS, Network
 
