@@ -74,8 +74,9 @@ def tail(se: nn.Module, makers: Sequence[nn.Module], x: Tensor) -> Tensor:
             activations.
         x: The input of the first of them.
     """
-    own = type(se).forward is SqueezeExcite.forward and is_bare(se)
-    if not own or not is_lean(se, x):
+    own = type(se).forward is SqueezeExcite.forward
+    # Compilers look no further than `is_lean`.
+    if not (own and is_lean(se, x) and is_bare(se)):
         return _called((*makers, se), x)
     (*before, norm), acts = _parts(makers, is_bare)
     x = _called(before, x)
