@@ -19,9 +19,9 @@ import torch
 import torchvision
 from torch import nn
 
-from se_surgery.events import is_map
-from se_surgery.layout import channel_axis, positions
-from se_surgery.look import Look, look
+from se_surgery.reading.events import is_map
+from se_surgery.reading.layout import channel_axis, positions
+from se_surgery.reading.look import Look, look
 
 from .coverage import rows, zoo
 from .coverage.planning import HELD, SITES

@@ -18,11 +18,22 @@ from typing import Any, NamedTuple
 import torch
 
 from se_surgery import plan_se
-from se_surgery.bases import create_base
-from se_surgery.drawing import sheet_of, title_of
-from se_surgery.glyphs import BOX, BOX_EDGE, GLYPHS, NEW, RADIUS, WIDTH, draw_concat, draw_se, draw_sum, draw_unit
-from se_surgery.placements import PLACEMENTS
-from se_surgery.sheet import GREY, PALE, PAPER, Sheet, Style
+from se_surgery.models.bases import create_base
+from se_surgery.planning.placements import PLACEMENTS
+from se_surgery.showing.drawing import sheet_of, title_of
+from se_surgery.showing.glyphs import (
+    BOX,
+    BOX_EDGE,
+    GLYPHS,
+    NEW,
+    RADIUS,
+    WIDTH,
+    draw_concat,
+    draw_se,
+    draw_sum,
+    draw_unit,
+)
+from se_surgery.showing.sheet import GREY, PALE, PAPER, Sheet, Style
 
 DOCS = Path(__file__).parent.parent / "docs"
 PICTURES = DOCS / "pictures"

@@ -10,12 +10,12 @@ from typing import Any
 
 import typer
 
-from se_surgery.cli import app
-from se_surgery.complete import MODELS, WORDS
-from se_surgery.excite import GATES, INITS, LIGHT_ATTENTION, SQUEEZES
-from se_surgery.options import EXISTING
-from se_surgery.placements import PLACEMENTS
-from se_surgery.strip import ORIGINS
+from se_surgery.commands.complete import MODELS, WORDS
+from se_surgery.commands.main import app
+from se_surgery.planning.options import EXISTING
+from se_surgery.planning.placements import PLACEMENTS
+from se_surgery.se.excite import GATES, INITS, LIGHT_ATTENTION, SQUEEZES
+from se_surgery.surgery.strip import ORIGINS
 
 from .coverage.rows import ROWS, read
 

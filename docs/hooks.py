@@ -7,7 +7,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from typer.cli import get_docs_for_click
 
-from se_surgery.cli import app
+from se_surgery.commands.main import app
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

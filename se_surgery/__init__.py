@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 # The shell's Tab key asks the command line for words (see `complete`), and does not wait for timm.
 if "_SE_SURGERY_COMPLETE" not in os.environ:
-    from . import se_models  # noqa: F401 - gives timm the names
+    from .models import se_models  # noqa: F401 - gives timm the names
 
 __version__ = "0.1.0"
 
 # Where each public name is at home. It is imported when it is first used: `import se_surgery` only registers names.
 _HOMES = {
-    "cost": ("Costs", "count_costs"),
+    "measuring.cost": ("Costs", "count_costs"),
     "errors": (
         "ArtefactError",
         "CheckpointError",
@@ -36,33 +36,31 @@ _HOMES = {
         "TraceError",
         "VerifyError",
     ),
-    "exam": ("find_se",),
-    "excite": ("SESpec", "SqueezeExcite"),
-    "excited": ("Excitations", "Gates", "excitations"),
-    "export": ("export_se",),
-    "find": ("SESite",),
-    "freezing": ("freeze_base", "unfreeze_base"),
-    "graft": ("add_se",),
-    "grouping": ("param_groups",),
-    "load": ("LoadReport", "load_se"),
-    "plan": ("Plan", "Site", "Skipped"),
-    "planner": ("plan_se",),
-    "pretrained": ("from_pretrained", "push_to_hub", "save_pretrained"),
-    "promises": ("Report", "verify"),
-    "prune": ("prune_se", "record_pruning", "to_pruner_args"),
-    "recipe": ("apply_recipe", "recipe_of"),
-    "se_models": ("register_se", "unregister_se"),
-    "strip": ("strip_se",),
-    "judge": ("tradeoff",),
-    "worth": ("Tradeoff", "Worth"),
+    "structure.exam": ("find_se",),
+    "se.excite": ("SESpec", "SqueezeExcite"),
+    "gates.excited": ("Excitations", "Gates", "excitations"),
+    "files.export": ("export_se",),
+    "structure.find": ("SESite",),
+    "training.freezing": ("freeze_base", "unfreeze_base"),
+    "surgery.graft": ("add_se",),
+    "training.grouping": ("param_groups",),
+    "files.load": ("LoadReport", "load_se"),
+    "planning.plan": ("Plan", "Site", "Skipped"),
+    "planning.planner": ("plan_se",),
+    "files.pretrained": ("from_pretrained", "push_to_hub", "save_pretrained"),
+    "proving.promises": ("Report", "verify"),
+    "pruning.prune": ("prune_se", "record_pruning", "to_pruner_args"),
+    "models.recipe": ("apply_recipe", "recipe_of"),
+    "models.se_models": ("register_se", "unregister_se"),
+    "surgery.strip": ("strip_se",),
+    "gates.judge": ("tradeoff",),
+    "gates.worth": ("Tradeoff", "Worth"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = list(_HOME_OF)
 
 if TYPE_CHECKING:
-    from .cost import Costs as Costs
-    from .cost import count_costs as count_costs
     from .errors import ArtefactError as ArtefactError
     from .errors import CheckpointError as CheckpointError
     from .errors import DataError as DataError
@@ -77,40 +75,42 @@ if TYPE_CHECKING:
     from .errors import SurgeryError as SurgeryError
     from .errors import TraceError as TraceError
     from .errors import VerifyError as VerifyError
-    from .exam import find_se as find_se
-    from .excite import SESpec as SESpec
-    from .excite import SqueezeExcite as SqueezeExcite
-    from .excited import Excitations as Excitations
-    from .excited import Gates as Gates
-    from .excited import excitations as excitations
-    from .export import export_se as export_se
-    from .find import SESite as SESite
-    from .freezing import freeze_base as freeze_base
-    from .freezing import unfreeze_base as unfreeze_base
-    from .graft import add_se as add_se
-    from .grouping import param_groups as param_groups
-    from .judge import tradeoff as tradeoff
-    from .load import LoadReport as LoadReport
-    from .load import load_se as load_se
-    from .plan import Plan as Plan
-    from .plan import Site as Site
-    from .plan import Skipped as Skipped
-    from .planner import plan_se as plan_se
-    from .pretrained import from_pretrained as from_pretrained
-    from .pretrained import push_to_hub as push_to_hub
-    from .pretrained import save_pretrained as save_pretrained
-    from .promises import Report as Report
-    from .promises import verify as verify
-    from .prune import prune_se as prune_se
-    from .prune import record_pruning as record_pruning
-    from .prune import to_pruner_args as to_pruner_args
-    from .recipe import apply_recipe as apply_recipe
-    from .recipe import recipe_of as recipe_of
-    from .se_models import register_se as register_se
-    from .se_models import unregister_se as unregister_se
-    from .strip import strip_se as strip_se
-    from .worth import Tradeoff as Tradeoff
-    from .worth import Worth as Worth
+    from .files.export import export_se as export_se
+    from .files.load import LoadReport as LoadReport
+    from .files.load import load_se as load_se
+    from .files.pretrained import from_pretrained as from_pretrained
+    from .files.pretrained import push_to_hub as push_to_hub
+    from .files.pretrained import save_pretrained as save_pretrained
+    from .gates.excited import Excitations as Excitations
+    from .gates.excited import Gates as Gates
+    from .gates.excited import excitations as excitations
+    from .gates.judge import tradeoff as tradeoff
+    from .gates.worth import Tradeoff as Tradeoff
+    from .gates.worth import Worth as Worth
+    from .measuring.cost import Costs as Costs
+    from .measuring.cost import count_costs as count_costs
+    from .models.recipe import apply_recipe as apply_recipe
+    from .models.recipe import recipe_of as recipe_of
+    from .models.se_models import register_se as register_se
+    from .models.se_models import unregister_se as unregister_se
+    from .planning.plan import Plan as Plan
+    from .planning.plan import Site as Site
+    from .planning.plan import Skipped as Skipped
+    from .planning.planner import plan_se as plan_se
+    from .proving.promises import Report as Report
+    from .proving.promises import verify as verify
+    from .pruning.prune import prune_se as prune_se
+    from .pruning.prune import record_pruning as record_pruning
+    from .pruning.prune import to_pruner_args as to_pruner_args
+    from .se.excite import SESpec as SESpec
+    from .se.excite import SqueezeExcite as SqueezeExcite
+    from .structure.exam import find_se as find_se
+    from .structure.find import SESite as SESite
+    from .surgery.graft import add_se as add_se
+    from .surgery.strip import strip_se as strip_se
+    from .training.freezing import freeze_base as freeze_base
+    from .training.freezing import unfreeze_base as unfreeze_base
+    from .training.grouping import param_groups as param_groups
 else:
 
     def __getattr__(name: str) -> Any:

@@ -12,9 +12,9 @@ import se_surgery
 from se_surgery import OptionError, SqueezeExcite, add_se, find_se, plan_se, strip_se, verify
 from se_surgery.backbones.bn_inception import TABLE, Inception
 from se_surgery.backbones.shufflenet import WIDTHS, ChannelShuffle, ShuffleNet, ShuffleUnit
-from se_surgery.bases import create_base, is_base
-from se_surgery.cost import multiply_adds, parameters
-from se_surgery.placements import PLACEMENTS
+from se_surgery.measuring.cost import multiply_adds, parameters
+from se_surgery.models.bases import create_base, is_base
+from se_surgery.planning.placements import PLACEMENTS
 
 # With the reductions of their levels.
 REDUCTIONS = {"bn_inception": [2, 4, 8, 16, 32], "resnet20_cifar": [1, 2, 4], "shufflenet_g3": [2, 4, 8, 16, 32]}

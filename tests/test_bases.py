@@ -8,7 +8,7 @@ import torch
 import torchvision
 
 from se_surgery import OptionError, SurgeryError
-from se_surgery.bases import create_base, is_base
+from se_surgery.models.bases import create_base, is_base
 
 KNOWN = ["resnet18", "resnet18.a1_in1k", "test_resnet", "torchvision/resnet18", "torchvision/shufflenet_v2_x0_5"]
 UNKNOWN = [

@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 from benchmarks.speed import document, peers, rows
 from benchmarks.speed.__main__ import main
-from se_surgery import OptionError, add_se, cli_bench, find_se
-from se_surgery.bench import Spread, action, ratio, saved_bytes, spread, timed
-from se_surgery.cli import app
+from se_surgery import OptionError, add_se, find_se
+from se_surgery.commands import bench as cli_bench
+from se_surgery.commands.main import app
 from se_surgery.errors import ProbeError
+from se_surgery.measuring.bench import Spread, action, ratio, saved_bytes, spread, timed
 
 # ------------------------------------------------------------------------------------------------------ how it measures
 

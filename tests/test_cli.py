@@ -13,30 +13,21 @@ import torch
 from patients import assert_same, images, run
 from typer.testing import CliRunner
 
-from se_surgery import (
-    __version__,
-    add_se,
-    cli,
-    cli_app,
-    count_costs,
-    find_se,
-    from_pretrained,
-    plan_se,
-    prune_se,
-    save_pretrained,
-)
-from se_surgery.bases import create_base
-from se_surgery.bench import saved_bytes
-from se_surgery.cli import app
-from se_surgery.cli_report import State, same_outputs
-from se_surgery.cli_values import read_numbers, read_ratios, read_size
-from se_surgery.config import read_config
-from se_surgery.cost import Count
+from se_surgery import __version__, add_se, count_costs, find_se, from_pretrained, plan_se, prune_se, save_pretrained
+from se_surgery.commands import app as cli_app
+from se_surgery.commands import main as cli
+from se_surgery.commands.main import app
+from se_surgery.commands.report import State, same_outputs
+from se_surgery.commands.values import read_numbers, read_ratios, read_size
+from se_surgery.files.config import read_config
+from se_surgery.measuring.bench import saved_bytes
+from se_surgery.measuring.cost import Count
+from se_surgery.models.bases import create_base
 from se_surgery.paper.tables import Table
 from se_surgery.paper.text import document
-from se_surgery.records import OPERATIONS
+from se_surgery.surgery.records import OPERATIONS
 
-ROOT = str(Path(cli.__file__).parents[1])
+ROOT = str(Path(cli.__file__).parents[2])
 # A small network with native SEs, and one without.
 PLAIN, WITH_SE = "test_resnet", "test_efficientnet"
 SMALL = ("--size", "3,64,64")
@@ -506,7 +497,7 @@ def test_nan_is_equal_to_nan_in_its_place_only(before, after, equal):
 
 
 def test_in_a_process_of_its_own(tmp_path):
-    code = f"import sys; sys.path.insert(0, {ROOT!r}); from se_surgery.cli import app; app()"
+    code = f"import sys; sys.path.insert(0, {ROOT!r}); from se_surgery.commands.main import app; app()"
     command = [sys.executable, "-c", code, "plan", "nosuch"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 1 and done.stdout == ""

@@ -26,7 +26,7 @@ from se_surgery import (
     strip_se,
     tradeoff,
 )
-from se_surgery.pictures import open_pictures
+from se_surgery.gates.pictures import open_pictures
 
 SIDE, CLASSES = 32, 3
 SIZE = (3, SIDE, SIDE)

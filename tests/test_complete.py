@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 import se_surgery
 from benchmarks.words import words as made
-from se_surgery import complete
-from se_surgery.bases import is_base
-from se_surgery.cli import app
+from se_surgery.commands import complete
+from se_surgery.commands.main import app
+from se_surgery.models.bases import is_base
 
 
 def offered(line: str) -> list[str]:
@@ -68,7 +68,7 @@ def test_nothing_heavy_is_imported() -> None:
     script = (
         "import atexit, sys\n"
         "atexit.register(lambda: print(*({'torch', 'timm', 'torchvision'} & sys.modules.keys()), 'imported'))\n"
-        "from se_surgery.complete import main\n"
+        "from se_surgery.commands.complete import main\n"
         "main()\n"
     )
     given = {"COMP_WORDS": "se-surgery plan resnet50", "COMP_CWORD": "2", complete.ASKED: "complete_bash"}

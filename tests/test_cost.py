@@ -9,8 +9,8 @@ import torchvision
 from torch import nn
 
 from se_surgery import ProbeError, add_se, count_costs, find_se, plan_se
-from se_surgery.cost import Count, multiply_adds, parameters
-from se_surgery.excite import LIGHT_ATTENTION
+from se_surgery.measuring.cost import Count, multiply_adds, parameters
+from se_surgery.se.excite import LIGHT_ATTENTION
 
 
 def on_meta(name):

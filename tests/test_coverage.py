@@ -20,7 +20,8 @@ from benchmarks.coverage import planning, render, running, structure, tasks, zoo
 from benchmarks.coverage import rows as files
 from benchmarks.coverage.pool import Pool, Task
 from benchmarks.coverage.table import Table
-from se_surgery import add_se, placements, plan_se
+from se_surgery import add_se, plan_se
+from se_surgery.planning import placements
 
 # The targets by their number in each library.
 TARGETS = {"timm": 655, "torchvision": 68, "se_surgery": 6}

@@ -12,7 +12,7 @@ import typer
 from prose import ROOT, blocks, notebook, rendered
 
 import se_surgery
-from se_surgery.cli import app
+from se_surgery.commands.main import app
 
 PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
 WITH_PYTHON = [page for page in PAGES if any(b.language == "python" and b.is_run for b in blocks(page))]

@@ -21,14 +21,14 @@ from typer.testing import CliRunner
 from benchmarks import pictures
 from benchmarks.coverage.rows import ROWS, read
 from se_surgery import Plan, SurgeryError, add_se, plan_se
-from se_surgery.bases import create_base
-from se_surgery.cli import app
-from se_surgery.drawing import sheet_of
-from se_surgery.glyphs import GLYPHS, NEW, THERE
-from se_surgery.options import Options
-from se_surgery.placements import PLACEMENTS
-from se_surgery.planner import make_plan
-from se_surgery.sheet import INK, PAPER, Sheet
+from se_surgery.commands.main import app
+from se_surgery.models.bases import create_base
+from se_surgery.planning.options import Options
+from se_surgery.planning.placements import PLACEMENTS
+from se_surgery.planning.planner import make_plan
+from se_surgery.showing.drawing import sheet_of
+from se_surgery.showing.glyphs import GLYPHS, NEW, THERE
+from se_surgery.showing.sheet import INK, PAPER, Sheet
 
 NAMES = ("resnet50", "efficientnet_b0", "bn_inception", "vgg16_bn", "ese_vovnet19b_dw")
 

@@ -11,9 +11,9 @@ from timm.layers import SEModule
 from torch import Tensor, nn
 
 from se_surgery import SESpec, SqueezeExcite, add_se, find_se
-from se_surgery.excite import GATES, LIGHT_ATTENTION, Attention, hidden_channels
-from se_surgery.excite import build as build_se
-from se_surgery.se_cost import parameter_count
+from se_surgery.se.costs import parameter_count
+from se_surgery.se.excite import GATES, LIGHT_ATTENTION, Attention, hidden_channels
+from se_surgery.se.excite import build as build_se
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 BIASES = ((False, False), (True, False), (False, True), (True, True))

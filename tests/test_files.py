@@ -13,9 +13,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from se_surgery import ArtefactError, tensorfile
-from se_surgery.replace import check_directory, replace_files
-from se_surgery.tensorfile import HEADER_LIMIT, read_header, read_tensors, tensors_of, to_bytes
+from se_surgery import ArtefactError
+from se_surgery.files import tensorfile
+from se_surgery.files.replace import check_directory, replace_files
+from se_surgery.files.tensorfile import HEADER_LIMIT, read_header, read_tensors, tensors_of, to_bytes
 
 TENSORS = {
     "a": torch.arange(6.0).reshape(2, 3),
@@ -270,13 +271,13 @@ def test_one_process_writes_at_a_time(tmp_path):
         # Without the package's __init__, which would import torch.
         "package = sys.modules['se_surgery'] = types.ModuleType('se_surgery')\n"
         "package.__path__ = [sys.argv[2]]\n"
-        "import se_surgery.replace as r\n"
+        "import se_surgery.files.replace as r\n"
         "flush = os.fsync\n"
         "def slow(handle): time.sleep(0.05); flush(handle)\n"
         "os.fsync = slow\n"
         "for n in range(5): r.replace_files(sys.argv[1], {'x': sys.argv[3].encode() * 9, 'y': sys.argv[3].encode()})\n"
     )
-    root = os.path.dirname(tensorfile.__file__)
+    root = os.path.dirname(os.path.dirname(tensorfile.__file__))
     running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), root, name]) for name in "ab"]
     assert [process.wait(60) for process in running] == [0, 0]
     files = held(tmp_path)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from se_surgery import Plan, SESite, add_se, find_se, plan_se
-from se_surgery.look import look
+from se_surgery.reading.look import look
 
 # A ResNet-18 of 0.25 million parameters.
 NARROW = {"channels": (8, 16, 32, 64)}

@@ -32,12 +32,12 @@ from se_surgery import (
     excitations,
     find_se,
     recipe_of,
-    strip,
     strip_se,
 )
-from se_surgery.absorb import ANY, NOT_NEGATIVE, POSITIVE, NoFold
-from se_surgery.exam import Exam
-from se_surgery.fold import factors_of, folding
+from se_surgery.folding.absorb import ANY, NOT_NEGATIVE, POSITIVE, NoFold
+from se_surgery.folding.fold import factors_of, folding
+from se_surgery.structure.exam import Exam
+from se_surgery.surgery import strip
 
 NARROW = {"channels": (8, 16, 32, 64), "num_classes": 10}
 SMALLER: dict[str, dict[str, Any]] = {

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from patients import assert_same, build, images, run
 
 from se_surgery import SurgeryError, add_se, apply_recipe, from_pretrained, save_pretrained
-from se_surgery.artefact import digest_of
+from se_surgery.files.artefact import digest_of
 
 SECONDS, MEGABYTES = 5.0, 500
 STATUS = Path("/proc/self/status")  # Linux only; elsewhere memory is not looked at

@@ -30,7 +30,7 @@ from se_surgery import (
     excitations,
     find_se,
 )
-from se_surgery.tally import Tally
+from se_surgery.gates.tally import Tally
 
 NARROW = {"channels": (8, 16, 32, 64), "num_classes": 10}
 CLASSES = 3

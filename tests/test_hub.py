@@ -18,9 +18,9 @@ from patients import assert_differs, assert_same, build, images, run
 from typer.testing import CliRunner
 
 from se_surgery import HubError, SurgeryError, add_se, from_pretrained, push_to_hub, save_pretrained
-from se_surgery.artefact import MARK
-from se_surgery.cli import app
-from se_surgery.pretrained import pull_from_hub
+from se_surgery.commands.main import app
+from se_surgery.files.artefact import MARK
+from se_surgery.files.pretrained import pull_from_hub
 
 REPO = "tester/net"
 FILES = {".gitattributes", "README.md", "config.json", "model.safetensors"}

@@ -21,9 +21,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from se_surgery import OptionError, SqueezeExcite, add_se, lean, recipe_of, tail
-from se_surgery.bench import saved_bytes
-from se_surgery.excite import SESpec
+from se_surgery import OptionError, SqueezeExcite, add_se, recipe_of
+from se_surgery.measuring.bench import saved_bytes
+from se_surgery.se import lean, tail
+from se_surgery.se.excite import SESpec
 
 WIDTH = 6
 SIZE = (3, WIDTH, 5, 4)

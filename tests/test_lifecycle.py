@@ -41,13 +41,12 @@ from se_surgery import (
     add_se,
     apply_recipe,
     find_se,
-    generated,
     plan_se,
     recipe_of,
-    records,
     strip_se,
     verify,
 )
+from se_surgery.surgery import generated, records
 
 
 def ses(model: nn.Module) -> list[str]:

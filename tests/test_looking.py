@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from se_surgery import PatientError, SurgeryError, add_se, find_se, plan_se, strip_se, verify
-from se_surgery.anatomy import Anatomy
-from se_surgery.events import is_like_first
-from se_surgery.look import look
+from se_surgery.reading.anatomy import Anatomy
+from se_surgery.reading.events import is_like_first
+from se_surgery.reading.look import look
 
 # Blocks a stage, counted by hand from the papers' tables; the first of RegNetX-400MF's four stages has one block.
 STAGES = {

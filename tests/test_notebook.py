@@ -10,12 +10,12 @@ import timm
 import torch
 
 import se_surgery
-from se_surgery.find import SESite
-from se_surgery.load import LoadReport
-from se_surgery.notebook import html
-from se_surgery.promises import Check, Report
-from se_surgery.tables import Section
-from se_surgery.worth import Tradeoff, Worth
+from se_surgery.files.load import LoadReport
+from se_surgery.gates.worth import Tradeoff, Worth
+from se_surgery.proving.promises import Check, Report
+from se_surgery.showing.notebook import html
+from se_surgery.showing.tables import Section
+from se_surgery.structure.find import SESite
 
 
 class _Reader(HTMLParser):

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from se_surgery import plan_se
-from se_surgery.bases import create_base
-from se_surgery.catalog import recipe_names
-from se_surgery.cost import multiply_adds
+from se_surgery.measuring.cost import multiply_adds
+from se_surgery.models.bases import create_base
+from se_surgery.models.catalog import recipe_names
 from se_surgery.paper.printed import NETWORKS, PLACEMENTS, TABLE_10, VARIANTS
 from se_surgery.paper.tables import SAME, tables
 from se_surgery.paper.text import document

@@ -30,9 +30,9 @@ from torch import Tensor, nn
 
 import se_surgery
 from se_surgery import SqueezeExcite, SurgeryError, add_se, find_se, recipe_of, register_se, unregister_se
-from se_surgery.bases import create_base
-from se_surgery.catalog import named_bases, recipe_names, shipped_recipe
-from se_surgery.schema import check_recipe
+from se_surgery.models.bases import create_base
+from se_surgery.models.catalog import named_bases, recipe_names, shipped_recipe
+from se_surgery.models.schema import check_recipe
 
 ZOO = Path(__file__).parent / "zoo"
 NAMES = named_bases()
@@ -124,7 +124,7 @@ def test_timm_tells_our_names_by_their_module():
     assert not ours & set(timm.list_models(exclude_filters=["se_*"]))
     assert set(timm.list_models()) == ours | set(timm.list_models(exclude_filters=["se_*"]))
     assert model_entrypoint("se_resnet50").__name__ == "se_resnet50"
-    assert model_entrypoint("se_resnet50", module_filter="se_models") is se_surgery.se_models.se_resnet50
+    assert model_entrypoint("se_resnet50", module_filter="se_models") is se_surgery.models.se_models.se_resnet50
 
 
 @pytest.mark.parametrize("base", ["resnet50", "convnext_tiny", "mobilenetv2_100", "vgg16"])
@@ -375,7 +375,7 @@ def test_unregistering_leaves_no_trace(alias):
     unregister_se(alias)
     assert not timm.is_model(alias) and alias not in timm.list_models("*")
     assert not timm.list_pretrained(f"{alias}*") and not timm.list_models(f"{alias}*", include_tags=True)
-    assert not hasattr(se_surgery.se_models, alias) and alias not in se_surgery.se_models.__all__
+    assert not hasattr(se_surgery.models.se_models, alias) and alias not in se_surgery.models.se_models.__all__
     with pytest.raises(SurgeryError, match="was not registered by register_se"):
         unregister_se(alias)
     register_se(alias, "resnet10t")
@@ -685,7 +685,7 @@ def test_a_network_of_torchvision_without_a_name_fetches_nothing_unasked(monkeyp
 
 
 def test_the_registry_holds_recipes_and_a_text_only():
-    files = list(se_surgery.catalog.registry_dir().iterdir())
+    files = list(se_surgery.models.catalog.registry_dir().iterdir())
     assert {path.suffix for path in files} == {".json", ".md"} and len(files) == len(recipe_names()) + 1
 
 

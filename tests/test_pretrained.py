@@ -30,8 +30,8 @@ from se_surgery import (
     save_pretrained,
     strip_se,
 )
-from se_surgery.artefact import digest_of
-from se_surgery.config import read_config
+from se_surgery.files.artefact import digest_of
+from se_surgery.files.config import read_config
 
 ROOT = str(Path(se_surgery.__file__).parents[1])
 FILES = ["README.md", "config.json", "model.safetensors"]
@@ -661,7 +661,7 @@ def test_a_folder_that_may_not_be_searched(folder, monkeypatch):
 
 def test_two_saves_into_a_new_folder(model, tmp_path, monkeypatch):
     """While this one was being made ready the other one has filled the folder."""
-    packed = se_surgery.pretrained.pack
+    packed = se_surgery.files.pretrained.pack
 
     def slow(*args):
         save(operated(stages=1), tmp_path / "net")

@@ -10,8 +10,8 @@ import timm
 from patients import build
 
 from se_surgery import Skipped, find_se, plan_se
-from se_surgery.show import plan_text, sites_text
-from se_surgery.tables import compact, count, groups, table
+from se_surgery.showing.show import plan_text, sites_text
+from se_surgery.showing.tables import compact, count, groups, table
 
 README = Path(__file__).parents[1] / "README.md"
 

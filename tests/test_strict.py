@@ -10,8 +10,8 @@ from timm.models import adapt_input_conv, load_pretrained
 from torch import nn
 
 from se_surgery import ArtefactError, SurgeryError, add_se
-from se_surgery.stem import fit_stems
-from se_surgery.strict import checked
+from se_surgery.files.stem import fit_stems
+from se_surgery.files.strict import checked
 
 # What timm says about the weights of `small()`.
 CFG = {"num_classes": 5, "input_size": (3, 8, 8), "first_conv": "stem", "classifier": "head.fc"}

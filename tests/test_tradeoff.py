@@ -27,15 +27,15 @@ from se_surgery import (
     SurgeryError,
     Tradeoff,
     add_se,
-    choice,
     excitations,
     find_se,
     strip_se,
     tradeoff,
 )
-from se_surgery.choice import best_sets, cheapest
-from se_surgery.scores import accuracy
-from se_surgery.worth import Worth
+from se_surgery.gates import choice
+from se_surgery.gates.choice import best_sets, cheapest
+from se_surgery.gates.scores import accuracy
+from se_surgery.gates.worth import Worth
 
 SIZE = toys.Functional.SIZE
 

@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from se_surgery.placements import PLACEMENTS
+from se_surgery.planning.placements import PLACEMENTS
 
 from . import render
 from .pool import Pool, Task

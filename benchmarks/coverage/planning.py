@@ -15,8 +15,8 @@ from torch import nn
 from torchvision.ops import SqueezeExcitation
 
 from se_surgery import Plan, ProbeError, SurgeryError, plan_se
-from se_surgery.placements import PLACEMENTS
-from se_surgery.planner import make_plan, unplaced_reason
+from se_surgery.planning.placements import PLACEMENTS
+from se_surgery.planning.planner import make_plan, unplaced_reason
 
 from . import zoo
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from se_surgery import Plan, SqueezeExcite, SurgeryError, add_se, plan_se, strip_se
-from se_surgery.promises import randomise, trials
+from se_surgery.proving.promises import randomise, trials
 
 from . import zoo
 from .planning import misplaced

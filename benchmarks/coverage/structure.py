@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
-from se_surgery.plan import Site
-from se_surgery.unit import WITH_SHORTCUT
+from se_surgery.planning.plan import Site
+from se_surgery.structure.unit import WITH_SHORTCUT
 
 Given = tuple[tuple[Any, ...], dict[str, Any]]
 _Layers = frozenset[str]

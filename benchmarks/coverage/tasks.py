@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from se_surgery.placements import PLACEMENTS
+from se_surgery.planning.placements import PLACEMENTS
 
 from . import zoo
 from .planning import FAILED, HELD, SITES, plan_body

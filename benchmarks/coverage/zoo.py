@@ -19,7 +19,7 @@ import torchvision
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from se_surgery.bases import OWN_MODULE, TORCHVISION
+from se_surgery.models.bases import OWN_MODULE, TORCHVISION
 
 LISTS = Path(__file__).parents[2] / "tests" / "zoo"
 # The lists in tests/zoo that make a name a target, its family's representative, or one for a set of module classes.

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from se_surgery.bench import MODES
+from se_surgery.measuring.bench import MODES
 
 from . import document, measure
 from .rows import DOCS, Row, add, read

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from se_surgery.bench import MODES, Spread, ratio
+from se_surgery.measuring.bench import MODES, Spread, ratio
 
 from ..coverage.table import grid
 from ..surgery_time import UNITS

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from se_surgery.bench import action, saved_bytes, timed
+from se_surgery.measuring.bench import action, saved_bytes, timed
 
 from .. import surgery_time
 from .peers import COMPILED, PEERS

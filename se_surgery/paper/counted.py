@@ -12,13 +12,13 @@ import torch
 from timm.models.resnet import Bottleneck
 from torch import nn
 
-from ..bases import create_base
-from ..catalog import shipped_recipe
-from ..cost import multiply_adds
-from ..exam import Exam
-from ..options import Options, check_options
-from ..plan import Plan
-from ..planner import make_plan
+from ..measuring.cost import multiply_adds
+from ..models.bases import create_base
+from ..models.catalog import shipped_recipe
+from ..planning.options import Options, check_options
+from ..planning.plan import Plan
+from ..planning.planner import make_plan
+from ..structure.exam import Exam
 from .printed import Network, Variant
 
 

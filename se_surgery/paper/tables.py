@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..excite import SESpec
-from ..options import Options
-from ..plan import Plan
-from ..se_cost import parameter_count
+from ..planning.options import Options
+from ..planning.plan import Plan
+from ..se.costs import parameter_count
+from ..se.excite import SESpec
 from .counted import Counted, Networks
 from .printed import NETWORKS, PLACEMENTS, SENET_154, TABLE_10, VARIANTS, WHERE, WIDTHS, Network
 

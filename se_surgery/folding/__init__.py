@@ -1,0 +1,1 @@
+"""Folding: gates that are constants, put into the layers around them."""

@@ -1,0 +1,1 @@
+"""Gates: what SEs do on data, and what each of them is worth."""

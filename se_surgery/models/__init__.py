@@ -1,0 +1,1 @@
+"""Models: bases by name, recipes, and this library's names in timm's registry."""

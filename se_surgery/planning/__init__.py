@@ -1,0 +1,1 @@
+"""Planning: where SEs go, as a frozen value. Nothing is changed."""

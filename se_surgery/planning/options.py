@@ -1,0 +1,223 @@
+"""Options: what was asked for, checked before anything is looked at.
+
+In: the keyword arguments of `add_se` and `plan_se`. Out: a frozen `Options`, plain data but for `where`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import keyword
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from timm.layers import get_act_layer
+
+from ..errors import OptionError, PlacementError, StageError
+from ..se.excite import GATES, INITS, LIGHT_ATTENTION, SQUEEZES
+from .placements import PLACEMENTS
+
+EXISTING = ("skip", "replace", "stack", "error")
+Where = Callable[[Any], bool] | str | Collection[str] | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """Checked options of one operation; see `add_se` for what they mean."""
+
+    placement: str = "standard"
+    r: int | Mapping[int, int] = 16
+    stages: tuple[int, ...] | None = None
+    where: Where = None
+    rd_channels: int | None = None
+    rd_divisor: int = 1
+    bias: tuple[bool, bool] = (False, False)
+    squeeze: str = "avg"
+    act: str = "relu"
+    gate: str = "sigmoid"
+    gate_scale: float | None = None
+    init: str = "identity"
+    attn: str = "se"
+    existing: str = "skip"
+    name: str = "se"
+
+    @property
+    def scale(self) -> float:
+        """The gate's factor: as given, else what makes a zero input of the gate a one."""
+        if self.gate_scale is not None:
+            return self.gate_scale
+        at_zero = GATES[self.gate].at_zero
+        return 1.0 / at_zero if self.init == "identity" and at_zero else 1.0
+
+    @property
+    def mix(self) -> bool:
+        """Whether the identity needs a learnable mix, because no factor makes this gate one at zero."""
+        return self.init == "identity" and (self.attn != "se" or not GATES[self.gate].at_zero)
+
+
+def option_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a verb's arguments those that are options."""
+    return {option.name: arguments[option.name] for option in fields(Options)}
+
+
+def check_options(
+    *,
+    placement: Any,
+    r: Any,
+    stages: Any,
+    where: Any,
+    rd_channels: Any,
+    rd_divisor: Any,
+    bias: Any,
+    squeeze: Any,
+    act: Any,
+    gate: Any,
+    gate_scale: Any,
+    init: Any,
+    attn: Any,
+    existing: Any,
+    name: Any,
+) -> Options:
+    """Check every option by itself.
+
+    Raises:
+        OptionError: A value means nothing there; `PlacementError` and `StageError` for those two.
+    """
+    if placement not in tuple(PLACEMENTS):
+        raise PlacementError(f"There is no placement {placement!r}. Take one of {', '.join(PLACEMENTS)}.")
+    checked = Options(
+        placement=placement,
+        r=_ratios(r),
+        stages=check_stages(stages),
+        where=check_where(where),
+        rd_channels=None if rd_channels is None else _whole("rd_channels", rd_channels),
+        rd_divisor=_whole("rd_divisor", rd_divisor),
+        bias=_bias(bias),
+        squeeze=_choice("squeeze", squeeze, SQUEEZES),
+        act=_activation(act),
+        gate=_choice("gate", gate, GATES),
+        gate_scale=_factor(gate_scale),
+        init=_choice("init", init, INITS),
+        attn=_choice("attn", attn, ("se", *LIGHT_ATTENTION)),
+        existing=_choice("existing", existing, EXISTING),
+        name=_name(name),
+    )
+    _check_identity(checked)
+    return checked
+
+
+def _check_identity(options: Options) -> None:
+    if options.init == "identity" and options.rd_channels == 1:
+        raise OptionError(
+            "rd_channels=1 leaves the identity start's one hidden unit without its partner: it may never learn. "
+            'Take at least 2, or init="paper".'
+        )
+    start = GATES[options.gate].at_zero * options.scale
+    if options.init == "identity" and options.attn == "se" and not options.mix and start != 1.0:
+        raise OptionError(
+            f"gate_scale={options.gate_scale!r} makes the {options.gate} gate start at {start:g}, which is not the "
+            f'identity. Leave gate_scale out, or take init="paper".'
+        )
+
+
+def _choice(option: str, value: Any, known: Collection[str]) -> str:
+    if not isinstance(value, str) or value not in known:
+        raise OptionError(f"{option}={value!r} is not known. Take one of {', '.join(known)}.")
+    return value
+
+
+def _whole(option: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError(f"{option}={value!r} is not a whole number of at least 1. Give one, 16 for instance.")
+    return value
+
+
+def _ratios(r: Any) -> int | Mapping[int, int]:
+    if not isinstance(r, Mapping):
+        return _whole("r", r)
+    if not r:
+        raise OptionError("r={} names no stage. Give at least one, {4: 16} for instance.")
+    return {_stage(stage): _whole(f"r[{stage!r}]", ratio) for stage, ratio in r.items()}
+
+
+def check_stages(stages: Any) -> tuple[int, ...] | None:
+    """A checked list of stages, or None for all."""
+    if stages is None:
+        return None
+    listed = [stages] if isinstance(stages, int) and not isinstance(stages, bool) else stages
+    if isinstance(listed, str) or not isinstance(listed, Collection) or not listed:
+        raise StageError(f"stages={stages!r} is not a list of stages. Give whole numbers from 1, [3, 4] for instance.")
+    return tuple(_stage(stage) for stage in listed)
+
+
+def _stage(stage: Any) -> int:
+    if isinstance(stage, bool) or not isinstance(stage, int) or stage == 0:
+        raise StageError(f"{stage!r} is not a stage. Stages count from 1. Take -1 for the last.")
+    return stage
+
+
+def resolve_stage(stage: int, count: int) -> int:
+    """A stage as a number from 1 to `count`.
+
+    Raises:
+        StageError: The model has no such stage.
+    """
+    resolved = stage if stage > 0 else count + 1 + stage
+    if not 1 <= resolved <= count:
+        raise StageError(f"There is no stage {stage}: this model has the stages 1 to {count}. Name one of them.")
+    return resolved
+
+
+def check_where(where: Any) -> Where:
+    """A checked choice of sites: None, a glob, a tuple of globs, or a predicate."""
+    if where is None or callable(where) or (isinstance(where, str) and where):
+        return where  # type: ignore[no-any-return]
+    if isinstance(where, Collection) and where and all(isinstance(glob, str) for glob in where):
+        return tuple(where)
+    raise OptionError(
+        f"where={where!r} selects nothing. Give a glob such as 'layer4.*', a list of them, or a function of a site."
+    )
+
+
+def matches(where: Where, site: Any) -> bool:
+    """Whether a choice takes a site: its predicate says so, or a glob fits the site's path or its unit's."""
+    if where is None:
+        return True
+    if callable(where):
+        return bool(where(site))
+    globs = [where] if isinstance(where, str) else where
+    return any(fnmatch.fnmatchcase(path, glob) for glob in globs for path in (site.path, site.unit))
+
+
+def _bias(bias: Any) -> tuple[bool, bool]:
+    pair = (bias, bias) if isinstance(bias, bool) else bias
+    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(b, bool) for b in pair):
+        raise OptionError(f"bias={bias!r} is neither a bool nor a pair of them. Give (False, True), for instance.")
+    return (pair[0], pair[1])
+
+
+def _activation(act: Any) -> str:
+    try:
+        known = isinstance(act, str) and bool(act) and get_act_layer(act) is not None
+    except (KeyError, AttributeError, AssertionError):
+        known = False
+    if not known:
+        raise OptionError(
+            f"act={act!r} is not the name of an activation in timm. Take relu, silu or gelu, for instance."
+        )
+    return str(act)
+
+
+def _factor(scale: Any) -> float | None:
+    if scale is None:
+        return None
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < float("inf"):
+        raise OptionError(f"gate_scale={scale!r} is not a positive number. Give one, or leave it out.")
+    return float(scale)
+
+
+def _name(name: Any) -> str:
+    unusable = not isinstance(name, str) or not name.isidentifier() or name.startswith("_")
+    if unusable or keyword.iskeyword(name) or name == "self":
+        raise OptionError(f"name={name!r} cannot name a child module. Give a plain identifier such as 'se'.")
+    return str(name)

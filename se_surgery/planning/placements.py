@@ -1,0 +1,253 @@
+"""Placements: where in a unit each placement puts its SE (section 6.4 and figure 5 of the paper).
+
+In: a `Unit`. Out: the `Edge` of its graph that the SE goes on, or a `NoPlace` with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import fx
+
+from ..errors import TraceError
+from ..reading.anatomy import Anatomy
+from ..reading.block import Block
+from ..structure.behind import after_convolution
+from ..structure.joins import placeholders
+from ..structure.unit import WITH_SHORTCUT, Unit
+from ..structure.units import in_training, other_ways
+from ..surgery.records import Edge
+
+
+class NoPlace(Exception):
+    """The unit has no place for the placement; the message says why."""
+
+
+def places(anatomy: Anatomy, unit: Unit, placement: str) -> tuple[Edge, ...]:
+    """The edges for one placement in one unit: in its block's forward, and in every other way into the block.
+
+    Where a forward's training graph differs from its evaluation graph (functional drop path), each has its own edge.
+
+    Raises:
+        NoPlace: The unit has none, or not in both modes.
+    """
+    edge = place(anatomy, unit, placement)
+    others = other_ways(anatomy, unit) if edge.owner == unit.path else []
+    ways = [(unit, edge), *((other, place(anatomy, other, placement)) for other in others)]
+    return tuple(edge for one, found in ways for edge in _in_both_modes(anatomy, one, placement, found))
+
+
+def _in_both_modes(anatomy: Anatomy, unit: Unit, placement: str, edge: Edge) -> tuple[Edge, ...]:
+    if not anatomy.differs_in_training(edge.owner, edge.method):
+        return (edge,)
+    try:
+        trained = in_training(anatomy, unit)
+    except TraceError as error:
+        raise NoPlace(str(error)) from error
+    if trained is None:
+        raise NoPlace("in training its forward is another one, without this place")
+    other = place(anatomy.in_training, trained, placement)
+    if other.channels != edge.channels or other.owner != edge.owner:
+        raise NoPlace("in training its forward is another one, with another place")
+    return (replace(edge, mode="evaluation"), replace(other, mode="training"))
+
+
+def place(anatomy: Anatomy, unit: Unit, placement: str) -> Edge:
+    """The edge for one placement in one unit's own graph.
+
+    Raises:
+        NoPlace: The unit has none.
+    """
+    rules = PLACEMENTS[placement]
+    if unit.kind not in rules:
+        raise NoPlace(_WHY_NOT[placement])
+    try:
+        edge = rules[unit.kind](anatomy, unit)
+    except TraceError as error:
+        raise NoPlace(str(error)) from error
+    if not edge.consumers:
+        raise NoPlace("nothing takes the value there")
+    return edge
+
+
+# ----------------------------------------------------------------------------------------------------------- standard
+
+
+def _after_transformation(anatomy: Anatomy, unit: Unit) -> Edge:
+    """After the branch, before it is joined and before a trailing drop path or layer scale."""
+    assert unit.transformed is not None
+    return _edge(anatomy, unit.block, unit.block.walk_back(unit.transformed))
+
+
+def _after_join(anatomy: Anatomy, unit: Unit) -> Edge:
+    assert unit.join is not None
+    return _edge(anatomy, unit.block, unit.join)
+
+
+def _at_the_end(anatomy: Anatomy, unit: Unit) -> Edge:
+    block = _own_block(anatomy, unit)
+    return _edge(anatomy, block, block.walk_back(_returned_map(block)))
+
+
+def _behind_activation(anatomy: Anatomy, unit: Unit) -> Edge:
+    assert unit.transformed is not None
+    return _edge(anatomy, unit.block, unit.transformed)
+
+
+# ---------------------------------------------------------------------------------------------------------------- pre
+
+
+def _before_branch(anatomy: Anatomy, unit: Unit) -> Edge:
+    """On the one fork that feeds the branch, behind an activation that changes the fork in place."""
+    block = _own_block(anatomy, unit)
+    inside = unit.branch if unit.kind != "dense" else _whole(block)
+    fork, consumers = _fork(block, inside)
+    while any(changes_in_place(block, consumer) for consumer in consumers):
+        if len(consumers) > 1:
+            raise NoPlace("an activation changes the branch's input in place while others read it")
+        fork, consumers = consumers[0], list(consumers[0].users)
+    return _edge(anatomy, block, fork, consumers, late=True)
+
+
+def _fork(block: Block, inside: int) -> tuple[fx.Node, list[fx.Node]]:
+    """What feeds a branch, and its takers; the part of a chunked input that the branch takes is already its own."""
+    inside &= ~placeholders(block)
+    for node in block.within(inside):
+        if block.passes(node) and not any(inside >> block.index[source] & 1 for source in node.all_input_nodes):
+            inside &= ~(1 << block.index[node])
+    entries: dict[fx.Node, list[fx.Node]] = {}
+    for node in block.within(inside):
+        for source in node.all_input_nodes:
+            if not inside >> block.index[source] & 1 and block.is_map(source):
+                entries.setdefault(source, []).append(node)
+    takers = {node for nodes in entries.values() for node in nodes}
+    if len(takers) == 1 and block.kind(joined := next(iter(takers))) == "cat":
+        return joined, list(joined.users)
+    if len(entries) == 1:
+        ((fork, consumers),) = entries.items()
+        return fork, consumers
+    raise NoPlace(f"{len(entries)} different values feed the branch, not one")
+
+
+def changes_in_place(block: Block, node: fx.Node) -> bool:
+    """Whether a node changes the map that it is given."""
+    if node.op == "call_module":
+        module = block.view.get_submodule(str(node.target))
+        return bool(getattr(module, "inplace", False)) and block.kinds(node) == {"act"}
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return block.kind(node) == "act" and (name.endswith("_") or node.kwargs.get("inplace") is True)
+
+
+def _whole(block: Block) -> int:
+    return sum(1 << i for i, node in enumerate(block.nodes) if node.op not in ("placeholder", "output"))
+
+
+# --------------------------------------------------------------------------------------------------------------- post
+
+
+def _after_addition(anatomy: Anatomy, unit: Unit) -> Edge:
+    """After the addition and the activations that follow it in the same forward."""
+    block, node = unit.block, unit.join
+    assert node is not None
+    node = _rejoined(block, node)
+    return _edge(anatomy, block, block.walk_forward(node, frozenset({"act"})))
+
+
+def _rejoined(block: Block, node: fx.Node) -> fx.Node:
+    """RexNet adds its shortcut to some channels only and joins the others again: the sum is that whole map."""
+    if len(node.users) == 1:
+        (user,) = node.users
+        slices = [source for source in block.maps_into(user) if source is not node]
+        if block.kind(user) == "cat" and slices and all(block.passes(source) for source in slices):
+            return user
+    return node
+
+
+def _before_return(anatomy: Anatomy, unit: Unit) -> Edge:
+    block = _own_block(anatomy, unit)
+    return _edge(anatomy, block, _returned_map(block))
+
+
+# ----------------------------------------------------------------------------------------------------------- identity
+
+
+def _on_shortcut(anatomy: Anatomy, unit: Unit) -> Edge:
+    """On the shortcut, in parallel with the branch."""
+    assert unit.untransformed is not None and unit.join is not None
+    block = unit.block
+    if block.is_map(unit.untransformed):
+        return _edge(anatomy, block, unit.untransformed, [_taker(block, unit.join, unit.untransformed)], late=True)
+    raise NoPlace("the shortcut is not a feature map")
+
+
+def _taker(block: Block, join: fx.Node, operand: fx.Node) -> fx.Node:
+    return join if operand in join.all_input_nodes else next(user for user in operand.users)
+
+
+# -------------------------------------------------------------------------------------------------------------- inner
+
+
+def _after_wide_convolution(anatomy: Anatomy, unit: Unit) -> Edge:
+    """After the branch's last convolution with k > 1, its normalisation and activation: on the whole map there."""
+    block = _own_block(anatomy, unit)
+    nodes = unit.nodes if unit.kind != "dense" else block.within(_whole(block))
+    wide = [event for event in block.convolutions(nodes) if event.wide]
+    if not wide:
+        raise NoPlace("the branch has no convolution with k > 1")
+    return _edge(anatomy, *after_convolution(anatomy, wide[-1], unit))
+
+
+# ------------------------------------------------------------------------------------------------------------- common
+
+
+def _own_block(anatomy: Anatomy, unit: Unit) -> Block:
+    """The unit's own block; a dense layer was recognised in the forward of the block that joins it."""
+    return anatomy.block(unit.path) if unit.kind == "dense" else unit.block
+
+
+def _returned_map(block: Block) -> fx.Node:
+    value = block.output().args[0]
+    if isinstance(value, (tuple, list)) and value:
+        value = value[0]
+    if not isinstance(value, fx.Node) or not block.is_map(value):
+        raise NoPlace("its block does not return one feature map")
+    return value
+
+
+def _edge(
+    anatomy: Anatomy, block: Block, producer: fx.Node, consumers: list[fx.Node] | None = None, late: bool = False
+) -> Edge:
+    if not block.is_map(producer):
+        raise NoPlace("the value there is not a feature map")
+    return block.edge(producer, anatomy.axis(block, producer), consumers, late)
+
+
+Rule = Callable[[Anatomy, Unit], Edge]
+
+_BRANCHES = (*WITH_SHORTCUT, "aggregation", "straight")
+PLACEMENTS: dict[str, dict[str, Rule]] = {
+    "standard": {
+        **dict.fromkeys((*WITH_SHORTCUT, "aggregation"), _after_transformation),
+        "inception": _after_join,
+        "straight": _at_the_end,
+        "dense": _at_the_end,
+        "plain": _behind_activation,
+    },
+    "pre": dict.fromkeys((*_BRANCHES, "dense"), _before_branch),
+    "post": {
+        **dict.fromkeys(WITH_SHORTCUT, _after_addition),
+        **dict.fromkeys(("aggregation", "straight"), _before_return),
+    },
+    "identity": dict.fromkeys(WITH_SHORTCUT, _on_shortcut),
+    "inner": dict.fromkeys((*_BRANCHES, "dense"), _after_wide_convolution),
+    "inception": {"inception": _after_join},
+}
+_WHY_NOT = {
+    "standard": "the unit has no transformation to follow",
+    "pre": "there is no one branch to precede",
+    "post": "there is no addition to follow",
+    "identity": "there is no shortcut",
+    "inner": "there is no branch with a convolution of k > 1",
+    "inception": "there is no concatenation of parallel branches",
+}

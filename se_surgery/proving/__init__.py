@@ -1,0 +1,1 @@
+"""Proving: every promise that is made of an operated model, tried."""

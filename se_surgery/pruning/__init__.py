@@ -1,0 +1,1 @@
+"""Pruning: operated networks with fewer channels, and how such a one is written down."""

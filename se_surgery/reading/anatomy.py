@@ -1,0 +1,156 @@
+"""Anatomy: the graphs of a model's blocks, each with what its nodes did in the run that was looked at.
+
+In: a `Look`. Out: for any block of the model a `Block`: its traced forward, the meta value of every node, the events
+(convolutions, activations, ...) that happened inside every node, and the few questions about them that all rules ask.
+Blocks of equal class, children and plain attributes share one trace.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from ..errors import InstanceForwardError, TraceError
+from ..surgery.records import IMPLANTS, OPERATIONS, REPLACED, original_class, original_state
+from .block import Block
+from .events import Call
+from .layout import channel_axis
+from .look import Look, look_again
+from .trace import Trace, shallow_view, structure, trace, with_bare
+
+# Attributes every module has; they do not tell blocks apart.
+_OWN = frozenset(nn.Module().__dict__) | {"_forward_hooks_with_kwargs", IMPLANTS, REPLACED, OPERATIONS}
+
+
+class Anatomy:
+    """The blocks of one model, traced when first asked for; `codes` keeps what was generated for equal blocks.
+
+    Args:
+        look: What one forward did.
+        training: Whether the blocks are traced as they run in training.
+    """
+
+    def __init__(self, look: Look, training: bool = False) -> None:
+        self.look = look
+        self.training = training
+        self.codes: dict[Any, Any] = {}
+        self._traces: dict[Any, Trace | TraceError] = {}
+        self._blocks: dict[tuple[str, str], Block] = {}
+        self._differs: dict[tuple[int, int], bool] = {}
+
+    def block(self, path: str, method: str = "") -> Block:
+        """The block at `path`, by one of its methods; by the one that is its way in when none is named.
+
+        Raises:
+            TraceError: The method cannot be written as a graph.
+        """
+        module = self.look.modules[path]
+        # A timm model's forward calls its forward_features; what stands in there is reached from elsewhere too.
+        method = method or ("forward_features" if not path and hasattr(module, "forward_features") else "forward")
+        if (path, method) not in self._blocks:
+            view = shallow_view(module, original_class(module), original_state(module))
+            call = self.look.calls[path][0]
+            traced = self.traced(view, call, method, self.training)
+            self._blocks[path, method] = Block(self.look, call, view, traced)
+        return self._blocks[path, method]
+
+    @cached_property
+    def in_training(self) -> Anatomy:
+        """The same blocks as they run in training."""
+        anatomy = Anatomy(self.look, training=True)
+        anatomy._traces = self._traces
+        return anatomy
+
+    def axis(self, block: Block, node: fx.Node) -> int:
+        """The channel axis of a value: the one that does not change with the image's size."""
+        shape = tuple(block.value(node).shape)
+        axis = channel_axis(shape, self.look.size or (1, 1))
+        if axis is None and self._again is not None:
+            other = self._again.block(block.path, block.trace.method).values.get(node.name)
+            fixed = [axis for axis in (1, -1) if isinstance(other, Tensor) and other.shape[axis] == shape[axis]]
+            axis = fixed[0] if len(fixed) == 1 else None
+        return 1 if axis is None else axis
+
+    @cached_property
+    def _again(self) -> Anatomy | None:
+        again = look_again(self.look)
+        return Anatomy(again, self.training) if again is not None else None
+
+    def differs_in_training(self, path: str, method: str) -> bool:
+        """Whether a block's training graph has other nodes than its evaluation graph, or cannot be made."""
+        block = self.block(path, method)
+        if not block.trace.modal:
+            return False
+        try:
+            training = self.traced(block.view, block.call, method, training=True)
+        except TraceError:
+            return True
+        pair = (id(block.trace), id(training))
+        if pair not in self._differs:
+            self._differs[pair] = structure(block.trace.graph) != structure(training.graph)
+        return self._differs[pair]
+
+    def other_ways(self, path: str) -> list[Block]:
+        """The block by its other public `forward_*` methods that take what its forward takes and can be traced."""
+        call, cls = self.look.calls[path][0], original_class(self.look.modules[path])
+        names = [name for name in dir(cls) if name.startswith("forward_") and callable(getattr(cls, name))]
+        blocks = []
+        for name in names if path else []:
+            try:
+                inspect.signature(getattr(cls, name)).bind(None, *call.args, **call.kwargs)
+                blocks.append(self.block(path, name))
+            except (TypeError, TraceError):
+                continue
+        return blocks
+
+    def traced(self, view: nn.Module, call: Call, method: str, training: bool) -> Trace:
+        """The trace of one method in one mode, shared by equal blocks."""
+        key = (training, method, self._shape_of(view), _argument_key(call))
+        if key not in self._traces:
+            try:
+                _refuse_instance_forward(view)
+                traced = with_bare(trace(view, call, method=method, training=training), view, call, training)
+                modes = (training,) if traced.modal else (True, False)
+                self._traces.update({(mode, *key[1:]): traced for mode in modes})
+            except TraceError as error:
+                self._traces[key] = error
+        found = self._traces[key]
+        if isinstance(found, TraceError):
+            raise found
+        return found
+
+    def _shape_of(self, module: nn.Module) -> Any:
+        state = {k: _plain(v) for k, v in module.__dict__.items() if k not in _OWN}
+        children = tuple((name, _class_tree(child)) for name, child in module._modules.items())
+        tensors = tuple((name, t is None) for name, t in (*module._parameters.items(), *module._buffers.items()))
+        return (type(module), tuple(sorted(state.items(), key=lambda item: item[0])), children, tensors)
+
+
+def _refuse_instance_forward(view: nn.Module) -> None:
+    if "forward" in view.__dict__:
+        raise InstanceForwardError("it has a forward of its own on the instance, which a rewritten class cannot reach")
+    if isinstance(view, fx.GraphModule):
+        raise TraceError("it is a torch.fx graph, which is copied without its class: operate first, then graph it")
+
+
+def _class_tree(module: nn.Module | None) -> Any:
+    if module is None:
+        return None
+    return (type(module), tuple((name, _class_tree(child)) for name, child in module._modules.items()))
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return (type(value).__name__, value)
+    if isinstance(value, (tuple, list)):
+        return tuple(_plain(item) for item in value)
+    return id(value)
+
+
+def _argument_key(call: Call) -> Any:
+    leaves, spec = pytree.tree_flatten((call.args, call.kwargs))
+    return str(spec), tuple("tensor" if isinstance(leaf, Tensor) else _plain(leaf) for leaf in leaves)

@@ -1,0 +1,238 @@
+"""Block: one traced forward, with what every node of it did in the run that was looked at.
+
+In: a trace, and the call that it is a trace of. Out: the meta value of every node, the events (convolutions,
+activations, ...) that happened inside every node, and the few questions about them that all rules ask.
+"""
+
+from __future__ import annotations
+
+import operator
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..surgery.records import Edge
+from .events import Call, Event, is_map, kind_of
+from .look import Look
+from .trace import Trace
+
+_OPERATORS = {operator.add: "add", operator.iadd: "add", operator.mul: "gate", operator.imul: "gate"}
+_PASSING = frozenset(
+    {"contiguous", "clone", "dropout", "dropout_", "feature_dropout", "drop_path", "split", "chunk", "narrow"}
+)
+_DIVISIONS = frozenset({"div", "div_", "truediv", "itruediv", "true_divide"})
+
+
+class Block:
+    """One block: its graph, and what every node of it did.
+
+    Nodes are named; sets of nodes are integers, one bit a node in the graph's order.
+    """
+
+    def __init__(self, look: Look, call: Call, view: nn.Module, traced: Trace) -> None:
+        self.look = look
+        self.call = call
+        self.view = view
+        self.trace = traced
+        self.path = call.path
+        self.nodes: list[fx.Node] = list(traced.graph.nodes)
+        self.index = {node: i for i, node in enumerate(self.nodes)}
+        self.calls = self._match_calls()
+        self.values = _replayed(traced, view, call, self.calls)
+
+    def _match_calls(self) -> dict[str, Call]:
+        """The calls of the children, by node: the n-th node of a child is its n-th call inside this one."""
+        prefix = self.path + "." if self.path else ""
+        waiting: dict[str, list[Call]] = {}
+        matched = {}
+        for node in self.nodes:
+            if node.op == "call_module":
+                path = f"{prefix}{node.target}"
+                left = waiting.setdefault(path, self.look.inside(self.call, path))
+                if left:
+                    matched[node.name] = left.pop(0)
+        return matched
+
+    @cached_property
+    def ancestors(self) -> dict[fx.Node, int]:
+        """For every node the set of itself and all it was computed from."""
+        found: dict[fx.Node, int] = {}
+        for i, node in enumerate(self.nodes):
+            mask = 1 << i
+            for source in node.all_input_nodes:
+                mask |= found[source]
+            found[node] = mask
+        return found
+
+    def within(self, mask: int) -> list[fx.Node]:
+        """The nodes of a set, in order."""
+        return [node for i, node in enumerate(self.nodes) if mask >> i & 1]
+
+    def value(self, node: fx.Node) -> Any:
+        """Meta value of a node, or None."""
+        return self.values[node.name]
+
+    def is_map(self, node: Any) -> bool:
+        """Whether a node's value is a batch of feature maps."""
+        value = self.values.get(node.name) if isinstance(node, fx.Node) else None
+        return isinstance(value, Tensor) and is_map(value.shape)
+
+    def kind(self, node: fx.Node) -> str | None:
+        """Kind of the operation a node itself is, not counting what a child module does inside."""
+        if node.op == "call_function":
+            return _OPERATORS.get(node.target) or kind_of(node.target)  # type: ignore[arg-type]
+        if node.op == "call_method":
+            return kind_of(getattr(Tensor, str(node.target), None))
+        return None
+
+    def events(self, node: fx.Node) -> tuple[Event, ...]:
+        """What happened inside a node, on feature maps."""
+        if node.op == "call_module":
+            call = self.calls.get(node.name)
+            return tuple(e for e in self.look.during(call) if e.spatial and e.kind != "squeeze") if call else ()
+        kind = self.kind(node)
+        if kind in (None, "squeeze") or not self.is_map(node):
+            return ()
+        event = Event(-1, kind, self.path, tuple(self.value(node).shape))
+        return (next((own for own in self._own.get(kind, []) if own.shape == event.shape), event),)
+
+    @cached_property
+    def _own(self) -> dict[str, list[Event]]:
+        grouped: dict[str, list[Event]] = {}
+        for event in self.look.own(self.call):
+            grouped.setdefault(event.kind, []).append(event)
+        return grouped
+
+    def script(self, nodes: list[fx.Node]) -> str:
+        """The convolutions (c) and activations (a) of some nodes, in order of execution, as a string."""
+        letters = {"conv": "c", "act": "a"}
+        return "".join(letters[e.kind] for node in nodes for e in self.events(node) if e.kind in letters)
+
+    def convolutions(self, nodes: list[fx.Node]) -> list[Event]:
+        """The convolutions of some nodes that have weights to learn, in order."""
+        return [e for node in nodes for e in self.events(node) if e.kind == "conv" and self.look.learns(e.path)]
+
+    def kinds(self, node: fx.Node) -> frozenset[str]:
+        """The kinds of events inside a node."""
+        return frozenset(event.kind for event in self.events(node))
+
+    def maps_into(self, node: fx.Node) -> list[fx.Node]:
+        """The feature maps a node is computed from."""
+        return [source for source in node.all_input_nodes if self.is_map(source)]
+
+    def passes(self, node: fx.Node) -> bool:
+        """Whether a node hands on its one feature map, at most scaled or dropped: drop path, layer scale, identity.
+
+        Slices of channels count: what is cut off them is joined again elsewhere (RexNet, dual-path networks).
+        """
+        if node.op == "call_module":
+            sources = self.maps_into(node)
+            same = len(sources) == 1 and self.is_map(node) and self.value(sources[0]).shape == self.value(node).shape
+            return same and not self.kinds(node)
+        if _is_slice(node):
+            return True
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        if self.kind(node) == "gate" or name in _DIVISIONS:
+            return len(self.maps_into(node)) == 1 and not self._gates_channels(node)
+        return name in _PASSING
+
+    def _gates_channels(self, node: fx.Node) -> bool:
+        """Whether a product's other factor is a number a channel computed from the images, as an SE's gate is.
+
+        A parameter is none, and neither is a number an image, as drop path's mask is.
+        """
+        computed = sum(1 << self.index[n] for n in self.nodes if n.op in ("placeholder", "call_module"))
+        others = [source for source in node.all_input_nodes if not self.is_map(source)]
+        return any(self.ancestors[other] & computed and _is_per_channel(self.value(other)) for other in others)
+
+    def map_under(self, node: fx.Node) -> fx.Node | None:
+        """The feature map that a passing node hands on, through `split` and its items."""
+        sources = [s for s in node.all_input_nodes if self.is_map(s) or isinstance(self.value(s), (tuple, list))]
+        return sources[0] if sources else None
+
+    def walk_back(self, node: fx.Node) -> fx.Node:
+        """From a branch's last value back over drop path, layer scale and channel slices to what made it."""
+        while self.passes(node):
+            source = self.map_under(node)
+            if source is None:
+                break
+            node = source
+        return node
+
+    def walk_forward(self, node: fx.Node, kinds: frozenset[str]) -> fx.Node:
+        """From a value on through operations of `kinds`, as long as each is its only user; ends behind the last one."""
+        last = node
+        while len(node.users) == 1:
+            (user,) = node.users
+            found = self.kinds(user)
+            if found and found <= kinds and self.is_map(user):
+                last = user
+            elif user.op == "output" or not (user.target == "permute" or (self.passes(user) and not _is_slice(user))):
+                break
+            node = user
+        return last
+
+    def edge(self, producer: fx.Node, axis: int, consumers: list[fx.Node] | None = None, late: bool = False) -> Edge:
+        """The edge from a node to some of its users, all of them when none are named."""
+        users = sorted(producer.users if consumers is None else consumers, key=self.index.__getitem__)
+        shape = tuple(self.value(producer).shape)
+        names = tuple(user.name for user in users)
+        return Edge(self.path, self.trace.method, producer.name, names, shape, axis, late)
+
+    def output(self) -> fx.Node:
+        """The graph's output node."""
+        return self.nodes[-1]
+
+
+def _is_per_channel(value: Any) -> bool:
+    return not isinstance(value, Tensor) or any(size > 1 for size in value.shape[1:])
+
+
+def _is_slice(node: fx.Node) -> bool:
+    return node.target is operator.getitem
+
+
+def _replayed(traced: Trace, block: nn.Module, call: Call, children: dict[str, Call]) -> dict[str, Any]:
+    """The meta value of every node in one observed call; None where it is not known.
+
+    Children are not run: they answer with what they returned in `children`, their calls by node.
+    """
+    values: dict[str, Any] = {}
+    leaves = _leaves(traced, call)
+
+    def run(node: fx.Node) -> Any:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n.name])
+        if node.op == "placeholder":
+            return leaves[node.name]
+        if node.op == "get_attr":
+            value = operator.attrgetter(str(node.target))(block)
+            return torch.empty_like(value, device="meta", requires_grad=False) if isinstance(value, Tensor) else value
+        if node.op == "call_module":
+            return children[node.name].output
+        if node.op == "call_function":
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return args[0]
+
+    with torch.no_grad():
+        for node in list(traced.graph.nodes):
+            try:
+                values[node.name] = run(node)
+            except Exception:  # a value that is not known makes those computed from it unknown, and no more
+                values[node.name] = None
+    return values
+
+
+def _leaves(traced: Trace, call: Call) -> dict[str, Any]:
+    bound = traced.signature.bind(*call.args, **call.kwargs)
+    found = {}
+    for argument in traced.arguments:
+        if argument.node is not None:
+            value = bound.arguments[argument.parameter]
+            for step in argument.steps:
+                value = value[step]
+            found[argument.node] = value
+    return found

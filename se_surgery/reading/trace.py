@@ -1,0 +1,275 @@
+"""Trace: write the forward of one block as a graph that reads like its source.
+
+In: a block (a module whose own forward joins branches), and the arguments of one observed call. Out: a `Trace`, a
+torch.fx graph with the block's children as leaves.
+
+What torch.fx alone gets wrong for a rewriter, and is put right here: arguments that are not tensors are kept as the
+constants they were in the call; in-place operators of the source (`x += y`) stay in place; buffers are read when the
+forward runs; a parameter is never frozen into the graph; nothing is eliminated as dead; the plain attributes that the
+forward read, and which the graph has frozen, are written down; what a graph would drop is refused (see `effects`);
+other threads may go on running models.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import operator
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from ..errors import TraceError
+from .effects import is_container, only_computing, refuse_without_gradients
+from .events import Call
+
+# A step into an argument: an index of a list or tuple, or the key of a dict.
+Step = Any
+
+
+@dataclass(frozen=True)
+class Argument:
+    """How one leaf of the observed arguments enters the graph.
+
+    Attributes:
+        parameter: Name of the forward's parameter that holds it.
+        steps: Where in that parameter it is, outermost first; empty when it is the parameter itself.
+        node: Name of its placeholder, or None for a constant.
+        value: The constant.
+    """
+
+    parameter: str
+    steps: tuple[Step, ...]
+    node: str | None
+    value: Any = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A block's method as a graph.
+
+    Attributes:
+        method: Name of the method, `forward` for almost every block.
+        graph: Its graph; children of the block are `call_module` leaves.
+        signature: The method's signature, without `self`.
+        arguments: How the arguments of the call were bound.
+        lengths: Length of every list or tuple that holds tensors, by (parameter, steps).
+        reads: The plain attributes of the block that the method read, with the values that the graph is made for.
+        bare: Parameters that were given a list of one tensor, and for which that tensor alone does the same.
+        modal: Whether the method read `self.training`, so that its graph may be another one in the other mode.
+    """
+
+    method: str
+    graph: fx.Graph
+    signature: inspect.Signature
+    arguments: tuple[Argument, ...]
+    lengths: tuple[tuple[str, tuple[Step, ...], int], ...]
+    reads: tuple[tuple[str, Any], ...] = ()
+    bare: tuple[str, ...] = ()
+    modal: bool = False
+
+
+class _Proxy(fx.Proxy):
+    """A proxy that records the source's in-place operators as such."""
+
+
+def _in_place(name: str) -> Callable[[_Proxy, Any], Any]:
+    target = getattr(operator, name)
+
+    def method(self: _Proxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return method
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ipow"):
+    setattr(_Proxy, f"__{_name}__", _in_place(_name))
+
+
+class _Tracer(fx.Tracer):
+    """Traces one method of a block with all its children as leaves and the observed arguments bound."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, method: str, bound: inspect.BoundArguments) -> None:
+        super().__init__()
+        self.traced_func_name = method
+        self.bound = bound
+        self.thread = threading.get_ident()
+        self.arguments: list[Argument] = []
+        self.lengths: list[tuple[str, tuple[Step, ...], int]] = []
+
+    # torch.fx patches nn.Module while it traces, and so meets the models that other threads run meanwhile.
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        is_mine = threading.get_ident() == self.thread
+        return super().call_module(m, forward, args, kwargs) if is_mine else forward(*args, **kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        is_mine = threading.get_ident() == self.thread
+        return super().getattr(attr, attr_val, parameter_proxy_cache) if is_mine else attr_val
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        refuse_without_gradients()
+        return super().create_node(*args, **kwargs)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+    def proxy(self, node: fx.Node) -> _Proxy:
+        return _Proxy(node, self)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        self.root_fn = root_fn
+        values = {name: self._bind(name, (), value) for name, value in self.bound.arguments.items()}
+        call = inspect.BoundArguments(self.bound.signature, values)  # type: ignore[arg-type]
+
+        def run(root: nn.Module) -> Any:
+            return root_fn(root, *call.args, **call.kwargs)
+
+        return run, [self.root]
+
+    def _bind(self, parameter: str, steps: tuple[Step, ...], value: Any) -> Any:
+        if isinstance(value, Tensor):
+            name = "_".join([parameter, *map(str, steps)])
+            proxy = self.create_proxy("placeholder", name, (), {})
+            self.arguments.append(Argument(parameter, steps, proxy.node.name))
+            return proxy
+        if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value)):
+            if isinstance(value, dict):
+                return {key: self._bind(parameter, (*steps, key), item) for key, item in value.items()}
+            if type(value) in (list, tuple):
+                self.lengths.append((parameter, steps, len(value)))
+                return type(value)(self._bind(parameter, (*steps, i), item) for i, item in enumerate(value))
+            raise TraceError(f"the argument {parameter} holds tensors in a {type(value).__name__}")
+        self.arguments.append(Argument(parameter, steps, None, value))
+        return value
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor) and not isinstance(a, fx.Proxy):
+            raise TraceError("the forward makes or reads a tensor that is neither a parameter nor a buffer")
+        return super().create_arg(a)
+
+
+def shallow_view(block: nn.Module, cls: type, state: dict[str, Any]) -> nn.Module:
+    """A module of class `cls` over `state`: the block as it was before surgery, without touching the block.
+
+    Parameters, buffers and children are the block's own; the containers that hold them, and any other list, dict or
+    set, are copies, so that a forward that writes to `self` writes to the view.
+    """
+    view: nn.Module = object.__new__(cls)
+    view.__dict__.update({name: copy.copy(v) if is_container(v) else v for name, v in state.items()})
+    return view
+
+
+def _watched(cls: type[nn.Module], reads: dict[str, Any]) -> type[nn.Module]:
+    """A subclass of `cls` whose modules note which of their plain attributes are read, and what they are."""
+
+    def __getattribute__(self: nn.Module, name: str) -> Any:
+        if name not in _UNREAD and not name.startswith("__"):
+            state = object.__getattribute__(self, "__dict__")
+            for space in (state, *(state[group] for group in _GROUPS)):
+                if name in space and is_plain(space[name]):
+                    reads[name] = space[name]
+        return cls.__getattribute__(self, name)
+
+    return type(cls.__name__, (cls,), {"__getattribute__": __getattribute__, "__qualname__": cls.__qualname__})
+
+
+# What every module has, and is no choice of the block's own.
+_UNREAD = frozenset(nn.Module().__dict__) - {"training"}
+# Where a module keeps what is registered with it; None is there for a child or parameter that it does without.
+_GROUPS = ("_modules", "_parameters", "_buffers")
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value can be written down in source and compared: None, a number, a string, or a list or tuple of such.
+
+    Examples:
+        >>> is_plain((1, 2)), is_plain(None), is_plain(float("inf"))
+        (True, True, False)
+    """
+    if type(value) in (list, tuple):
+        return all(is_plain(item) for item in value)
+    return value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
+
+
+def trace(block: nn.Module, call: Call, *, method: str = "forward", training: bool = False) -> Trace:
+    """Trace `block.method` for the arguments of `call`.
+
+    Args:
+        block: The block, its own class's forward unchanged (see `shallow_view` for one that was operated on).
+        call: An observed call of it.
+        method: The method to trace.
+        training: The value `self.training` has in the trace.
+
+    Raises:
+        TraceError: The method cannot be written as a graph, with the reason.
+    """
+    reads: dict[str, Any] = {}
+    view = shallow_view(block, _watched(type(block), reads), {**block.__dict__, "training": training})
+    function = getattr(type(block), method)
+    signature = inspect.signature(function)
+    signature = signature.replace(parameters=list(signature.parameters.values())[1:])
+    bound = signature.bind(*call.args, **call.kwargs)
+    tracer = _Tracer(method, bound)
+    try:
+        with only_computing(view):
+            graph = tracer.trace(view)
+    except TraceError:
+        raise
+    except Exception as error:  # whatever the block's own code raises on a proxy
+        raise TraceError(f"its forward cannot be traced ({type(error).__name__}: {_first_line(error)})") from error
+    modal = reads.pop("training", None) is not None
+    arguments, lengths = tuple(tracer.arguments), tuple(tracer.lengths)
+    return Trace(method, graph, signature, arguments, lengths, tuple(sorted(reads.items())), modal=modal)
+
+
+def with_bare(traced: Trace, block: nn.Module, call: Call, training: bool) -> Trace:
+    """The trace, with the parameters for which a list of one tensor and the tensor itself come to the same graph.
+
+    SelecSLS's blocks take both, and timm's `FeatureListNet` gives the first one the other.
+    """
+    names = tuple(parameter for parameter, steps, length in traced.lengths if not steps and length == 1)
+    if not names:
+        return traced
+    bound = traced.signature.bind(*call.args, **call.kwargs)
+    bound.arguments.update({name: bound.arguments[name][0] for name in names})
+    try:
+        other = trace(
+            block, replace(call, args=bound.args, kwargs=bound.kwargs), method=traced.method, training=training
+        )
+    except TraceError:
+        return traced
+    same = structure(other.graph, constants=True) == structure(traced.graph, constants=True)
+    return replace(traced, bare=names) if same else traced
+
+
+def structure(graph: fx.Graph, constants: bool = False) -> list[tuple[Any, ...]]:
+    """What two graphs have to have in common to be the same one; placeholders may have any names.
+
+    Args:
+        graph: A graph.
+        constants: Whether arguments that are no values of the graph count, too.
+    """
+    names = {node: node.name for node in graph.nodes}
+    inputs = {node: f"placeholder {i}" for i, node in enumerate(n for n in names if n.op == "placeholder")}
+    names |= inputs
+
+    def given(node: fx.Node) -> Any:
+        if constants:
+            return str(fx.node.map_arg((node.args, node.kwargs), lambda source: names[source]))
+        return [names[source] for source in node.all_input_nodes]
+
+    return [(n.op, names[n], None if n in inputs else n.target, given(n)) for n in graph.nodes]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]

@@ -1,0 +1,1 @@
+"""The SE itself: its module, its lean form, and what it costs."""

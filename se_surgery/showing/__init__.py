@@ -1,0 +1,1 @@
+"""Showing: plans and what is found out as tables and drawings."""

@@ -1,0 +1,155 @@
+"""Exam: all that looking at a model tells, in one place.
+
+In: a model. Out: an `Exam`: what one forward did, the traced blocks, the units, the stages, the SEs that are there and
+the units that hold them. Changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from ..errors import PatientError
+from ..planning.placements import PLACEMENTS, NoPlace, place
+from ..reading.anatomy import Anatomy
+from ..reading.layout import is_under
+from ..reading.look import Look, look
+from ..surgery.records import implants
+from .find import SESite, sites_in
+from .stages import Stages
+from .unit import Unit
+from .units import Units, recognise
+
+
+class Exam:
+    """Everything that looking at a model tells: its units, stages and SEs. Changes nothing."""
+
+    def __init__(self, model: nn.Module, example_input: Any = None) -> None:
+        refuse_unfit(model)
+        self.seen: Look = look(model, example_input)
+        self.anatomy = Anatomy(self.seen)
+        self.units: Units = recognise(self.anatomy)
+        self.stages = Stages(self.seen, [unit.end for unit in self.units.found])
+        self.existing: list[SESite] = []
+        # The SEs of every unit, by the unit's index.
+        self.held: dict[int, list[SESite]] = {i: [] for i in range(len(self.units.found))}
+        for site in sites_in(self.seen, self.stages):
+            self._assign(site)
+
+    def stage_of(self, unit: Unit) -> int:
+        """The stage of a unit."""
+        return self.stages.of(unit.end)
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """For every placement the number of units that have a place for it."""
+        return {placement: sum(self._has(unit, placement) for unit in self.units.found) for placement in PLACEMENTS}
+
+    def _has(self, unit: Unit, placement: str) -> bool:
+        try:
+            place(self.anatomy, unit, placement)
+        except NoPlace:
+            return False
+        return True
+
+    def _assign(self, site: SESite) -> None:
+        """Note an SE with the unit it serves; one that serves none keeps the module that holds it."""
+        index = self._unit_of(site)
+        if index is not None:
+            site = replace(site, unit=self.units.found[index].path)
+            self.held[index].append(site)
+        self.existing.append(site)
+
+    def _unit_of(self, site: SESite) -> int | None:
+        units = list(enumerate(self.units.found))
+        if site.origin == "se_surgery":
+            exact = [i for i, unit in units if unit.path == site.unit and _is_servant(unit, site)]
+            if exact:
+                return exact[0]
+        around = [(unit.path.count(".") if unit.path else -1, i) for i, unit in units if is_under(site.path, unit.path)]
+        deepest = [i for depth, i in around if depth == max(around)[0]]
+        for i in deepest:
+            if len(deepest) == 1 or self.units.found[i].calls(site.path):
+                return i
+        return self._behind(site)
+
+    def _behind(self, site: SESite) -> int | None:
+        """The plain unit that an SE follows directly, as an entry of the same Sequential."""
+        start = self.seen.calls[site.path][0].start
+        before = [(unit.end, i) for i, unit in enumerate(self.units.found) if unit.end < start and unit.kind == "plain"]
+        if not before:
+            return None
+        end, index = max(before)
+        between = any(event.kind == "conv" and end < event.clock < start for event in self.seen.events)
+        return None if between else index
+
+
+def _is_servant(unit: Unit, site: SESite) -> bool:
+    """Whether an implant serves this one of the units its block has."""
+    record = next((i for i in implants(unit.block.look.modules[unit.path]) if site.path.endswith("." + i.name)), None)
+    if record is None or not record.edges or unit.kind == "plain":
+        return True
+    names = {node.name for node in unit.nodes} | ({unit.join.name} if unit.join else set())
+    return record.edges[0].producer in names or bool(names & set(record.edges[0].consumers))
+
+
+# Wrappers are known by name: importing torch.distributed's to compare classes would cost more than the surgery.
+_WRAPPERS = {
+    "DataParallel": "DataParallel",
+    "DistributedDataParallel": "DistributedDataParallel",
+    "FullyShardedDataParallel": "FSDP",
+    "FSDPModule": "FSDP2",
+    "OptimizedModule": "torch.compile",
+    "ScriptModule": "torch.jit",
+}
+
+
+def refuse_unfit(model: Any) -> None:
+    """Refuse what cannot be operated on.
+
+    Raises:
+        PatientError: The model is no module, is wrapped, compiled or scripted, or lies partly on the meta device.
+    """
+    if not isinstance(model, nn.Module):
+        raise PatientError(f"{type(model).__name__!r} is not an nn.Module. Give the model itself.")
+    for path, module in model.named_modules():
+        names = {cls.__name__ for cls in type(module).__mro__} & _WRAPPERS.keys()
+        if names or module.__dict__.get("_compiled_call_impl") is not None:
+            wrapper = _WRAPPERS[names.pop()] if names else "torch.compile"
+            raise PatientError(
+                f"{path or 'the model'!r} is wrapped or compiled by {wrapper}, which has fixed what it runs and "
+                f"synchronises already. "
+                f"Operate on the bare model first, then wrap it."
+            )
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    lazy = next((name for name, tensor in tensors if is_lazy(tensor)), None)
+    if lazy is not None:
+        raise PatientError(f"{lazy!r} of the model is lazy and has no shape yet. Run it on one batch, then operate.")
+    places = {tensor.is_meta for _, tensor in tensors}
+    if len(places) == 2:
+        lost = next(name for name, tensor in tensors if tensor.is_meta)
+        raise PatientError(
+            f"Some tensors are on the meta device and some are not ({lost!r} is). "
+            f"Load all weights first, or keep the whole model on meta."
+        )
+
+
+def find_se(model: nn.Module, example_input: Any = None) -> list[SESite]:
+    """List the SE modules of a model in order of execution, whoever put them there.
+
+    Args:
+        model: Any CNN; it is left as found.
+        example_input: (C, H, W), a tensor with its batch axis, or a tuple of arguments for the probing run.
+
+    Raises:
+        ProbeError: The model does not run on the probing input.
+
+    Examples:
+        >>> [site.path for site in find_se(timm.create_model("seresnet18"))][:2]
+        ['layer1.0.se', 'layer1.1.se']
+    """
+    return list(Exam(model, example_input).existing)

@@ -1,0 +1,288 @@
+"""Units: the places of a network that an SE serves, recognised by the way the data goes.
+
+In: an `Anatomy`. Out: `Unit`s in order of execution, and every candidate that is none with its reason.
+
+Every addition and concatenation of feature maps is a candidate (see `joins`). Blocks without a join are units too where
+they are of a class that elsewhere has a shortcut, or pair a depthwise with a pointwise convolution; a network with no
+unit at all is a plain one, and each of its convolutions is a unit.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from torch import nn
+
+from ..errors import InstanceForwardError, TraceError
+from ..reading.anatomy import Anatomy
+from ..reading.block import Block
+from ..reading.events import Event
+from ..reading.layout import is_under, parents
+from ..surgery.records import original_class
+from .behind import after_convolution
+from .joins import Join, join_at, joined, placeholders
+from .outside import ON_SEQUENCES, ON_TOKENS, in_heads, outside, works_on_sequences, works_on_tokens
+from .rules import WITHIN, aggregation, chains_of, joins_of
+from .unit import WITH_SHORTCUT, Reject, Unit
+
+HOLDER = "joins branches that hold whole units; those get the SEs"
+
+
+@dataclass
+class Units:
+    """What `recognise` found.
+
+    Attributes:
+        found: The units in order of execution.
+        rejected: The candidates that are none.
+        chains: Modules that return a concatenated chain, which the module around them may aggregate.
+        closed: Modules that join feature maps and cannot be traced.
+    """
+
+    found: list[Unit] = field(default_factory=list)
+    rejected: list[Reject] = field(default_factory=list)
+    chains: list[str] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
+
+
+def recognise(anatomy: Anatomy) -> Units:
+    """Find the units of a model."""
+    units = Units()
+    for path in _owners(anatomy):
+        try:
+            block = anatomy.block(path)
+        except TraceError as error:
+            units.closed.append(path)
+            units.rejected.append(Reject(path, str(error), "untraceable", isinstance(error, InstanceForwardError)))
+            continue
+        found, rejected = joins_of(block)
+        units.found += found
+        units.rejected += rejected
+        units.chains += chains_of(block)
+    _aggregated(anatomy, units)
+    units.found = _resolve_nesting(units)
+    _same_class(anatomy, units)
+    _separable(anatomy, units)
+    other = ON_TOKENS if works_on_tokens(anatomy.look) else ON_SEQUENCES if works_on_sequences(anatomy.look) else ""
+    if not units.found and other:
+        units.closed = []
+        units.rejected.append(Reject("", other))
+    # A network whose blocks cannot be looked into is not a plain one.
+    elif not units.found and not units.closed:
+        _plain(anatomy, units)
+    units.found.sort(key=lambda unit: (unit.end, unit.start, unit.number))
+    for unit, reject in list(in_heads(anatomy.look, units.found)):
+        units.found.remove(unit)
+        units.rejected.append(reject)
+    units.rejected = [_settled(reject, units.found) for reject in units.rejected]
+    units.rejected += list(outside(anatomy.look, units.found, units.rejected))
+    return units
+
+
+def _settled(reject: Reject, found: list[Unit]) -> Reject:
+    """What cannot be looked into blocks nothing where it lies in a unit's branch (FasterNet's partial convolution)."""
+    inside = reject.blocking and any(unit.path != reject.path and unit.calls(reject.path) for unit in found)
+    return replace(reject, blocking=False) if inside else reject
+
+
+def _owners(anatomy: Anatomy) -> list[str]:
+    """The modules whose own forward joins feature maps, in order of execution."""
+    seen = anatomy.look
+    paths = dict.fromkeys(event.path for event in seen.events if event.kind in ("add", "cat") and event.spatial)
+    return [path for path in paths if type(seen.modules[path]).forward is not nn.Sequential.forward]
+
+
+def _resolve_nesting(units: Units) -> list[Unit]:
+    """Of units inside one another keep the inner ones where those are whole residual units, else the outer one.
+
+    A residual branch that holds a single residual is a block with an attention module of that form (BAT) in it; with
+    several it is a group of blocks.
+    """
+    kept = list(units.found)
+    by_depth = sorted(units.found, key=lambda unit: unit.path.count(".") if unit.path else -1)
+    for outer in by_depth:
+        if outer not in kept or outer.kind == "dense":
+            continue
+        inner = [unit for unit in kept if is_under(unit.path, outer.path) and outer.calls(unit.path)]
+        whole = sum(unit.kind == "residual" for unit in inner)
+        if whole > 1 or (whole and outer.kind != "residual"):
+            kept.remove(outer)
+            units.rejected.append(Reject(outer.path, HOLDER))
+            continue
+        for unit in inner:
+            kept.remove(unit)
+            units.rejected.append(Reject(unit.path, WITHIN))
+    return kept
+
+
+def _aggregated(anatomy: Anatomy, units: Units) -> None:
+    """Chains that one module concatenates and the module around it aggregates (VoVNet)."""
+    for path in units.chains:
+        holder = path.rpartition(".")[0]
+        if holder not in anatomy.look.calls or any(unit.path == holder for unit in units.found):
+            continue
+        try:
+            block = anatomy.block(holder)
+        except TraceError as error:
+            units.rejected.append(Reject(holder, str(error), "untraceable"))
+            continue
+        node = next((n for n in block.nodes if n.name in block.calls and block.calls[n.name].path == path), None)
+        unit = aggregation(block, node) if node is not None else None
+        if unit is not None:
+            units.found.append(unit)
+
+
+def _same_class(anatomy: Anatomy, units: Units) -> None:
+    """Blocks of a class that elsewhere has a shortcut, and have none themselves: strided inverted residuals."""
+    seen = anatomy.look
+    classes = {_class_of(unit) for unit in units.found if unit.kind in WITH_SHORTCUT and unit.path} - {nn.Sequential}
+    _open_holders(anatomy, units, classes)
+    # ShuffleNet's strided units look like a concatenation of parallel branches; their class says what they are.
+    strided = [unit for unit in units.found if unit.kind == "inception" and _class_of(unit) in classes]
+    units.found = [unit for unit in units.found if unit not in strided]
+    found = []
+    for path in seen.calls:
+        if not path or path in units.closed:
+            continue
+        if original_class(seen.modules[path]) in classes and not _touches(units.found, path):
+            try:
+                unit = _straight(anatomy.block(path))
+            except TraceError as error:
+                units.rejected.append(Reject(path, str(error), "untraceable"))
+                continue
+            script = unit.block.script(unit.nodes)
+            if "c" in script and "a" in script:
+                found.append(unit)
+    units.found += found
+
+
+def _open_holders(anatomy: Anatomy, units: Units, classes: set[type[nn.Module]]) -> None:
+    """Give up parallel branches that hold blocks of such a class (the last stage of CSPNeXt) for those blocks."""
+    blocks = [path for path, module in anatomy.look.modules.items() if original_class(module) in classes]
+    for unit in [unit for unit in units.found if unit.kind == "inception"]:
+        if any(is_under(path, unit.path) and unit.calls(path) for path in blocks):
+            units.found.remove(unit)
+            units.rejected.append(Reject(unit.path, HOLDER))
+
+
+def _class_of(unit: Unit) -> type[nn.Module]:
+    return original_class(unit.block.look.modules[unit.path])
+
+
+def other_ways(anatomy: Anatomy, unit: Unit) -> list[Unit]:
+    """The same unit as other methods of its block have it (aligned Xception's `forward_with_tap`)."""
+    if unit.kind in ("dense", "plain"):
+        return []
+    others = (_counterpart(unit, block) for block in anatomy.other_ways(unit.path))
+    return [other for other in others if other is not None]
+
+
+def in_training(anatomy: Anatomy, unit: Unit) -> Unit | None:
+    """The same unit as its block has it in training, or None where there is none."""
+    training = anatomy.in_training
+    if unit.kind == "dense":
+        return unit
+    if unit.convolution is not None:
+        return plain_unit(training, unit.convolution)
+    return _counterpart(unit, training.block(unit.path, unit.block.trace.method))
+
+
+def _counterpart(unit: Unit, block: Block) -> Unit | None:
+    """A unit in another graph of its block: the one of its kind with the same number there."""
+    if unit.join is None:
+        return _straight(block)
+    if unit.join.op == "call_module":
+        node = next((node for node in block.nodes if node.target == unit.join.target), None)
+        return aggregation(block, node) if node is not None else None
+    mine, others = (
+        [found for found in joins_of(graph)[0] if found.kind == unit.kind] or [_straight(graph)]
+        for graph in (unit.block, block)
+    )
+    index = [found.join for found in mine].index(unit.join)
+    return others[index] if index < len(others) else None
+
+
+def _straight(block: Block) -> Unit:
+    """A block without a shortcut as a unit: all it does is the branch."""
+    path = block.path
+    join = _last_concat(block)
+    if join is not None:
+        # ShuffleNet's strided unit: both sides are transformed; the longer one is the branch.
+        branch, other = sorted(join.operands, key=lambda operand: operand.convolutions, reverse=True)
+        return joined("concat_residual", join, branch, other)
+    output = block.output()
+    inside = block.ancestors[output] & ~placeholders(block) & ~(1 << block.index[output])
+    return Unit(path, "straight", block, block.call.end, None, inside)
+
+
+def _last_concat(block: Block) -> Join | None:
+    joins = [join for node in block.nodes if (join := join_at(block, node)) is not None]
+    last = joins[-1] if joins else None
+    return last if last is not None and last.kind == "cat" and len(last.operands) == 2 else None
+
+
+def _touches(units: Iterable[Unit], path: str) -> bool:
+    """Whether a block is a unit's, lies in one, or holds one."""
+    return any(
+        unit.path == path
+        or is_under(unit.path, path)
+        or (is_under(path, unit.path) and (unit.kind in ("dense", "straight") or unit.calls(path)))
+        for unit in units
+    )
+
+
+def _separable(anatomy: Anatomy, units: Units) -> None:
+    """A depthwise convolution followed by a pointwise one in the same module (MobileNetV1, LCNet)."""
+    seen = anatomy.look
+    convolutions = [e for e in seen.events if e.kind == "conv" and e.spatial]
+    pairs = [
+        (first, second)
+        for first, second in itertools.pairwise(convolutions)
+        if first.depthwise and first.wide and not second.wide and second.groups == 1 and seen.learns(first.path)
+    ]
+    holders: dict[str, list[Event]] = {}
+    for first, second in pairs:
+        holder = next(path for path in parents(first.path) if is_under(second.path, path))
+        if not any(
+            is_under(e.path, u.path) and (u.path or u.calls(e.path)) for e in (first, second) for u in units.found
+        ):
+            holders.setdefault(holder, []).append(second)
+    found = []
+    for holder, seconds in holders.items():
+        try:
+            if len(seconds) == 1 and not isinstance(seen.modules[holder], nn.Sequential) and holder:
+                found.append(_straight(anatomy.block(holder)))
+            else:
+                found += [plain_unit(anatomy, event) for event in seconds]
+        except TraceError as error:
+            units.rejected.append(Reject(holder, str(error)))
+    units.found += found
+
+
+def _plain(anatomy: Anatomy, units: Units) -> None:
+    """In a network without any unit every convolution is one, with its normalisation and activation."""
+    found: dict[tuple[str, str], Unit] = {}
+    for event in anatomy.look.events:
+        if event.kind != "conv" or not event.spatial or not anatomy.look.learns(event.path):
+            continue
+        try:
+            unit = plain_unit(anatomy, event)
+        except TraceError as error:
+            units.rejected.append(Reject(event.path, str(error)))
+            continue
+        assert unit.transformed is not None
+        # Several convolutions of one re-parameterisable block count as one.
+        found.setdefault((unit.block.path, unit.transformed.name), unit)
+    units.found += found.values()
+
+
+def plain_unit(anatomy: Anatomy, event: Event) -> Unit:
+    """A convolution with its normalisation and activation as a unit of its own.
+
+    Raises:
+        TraceError: There is no place behind its activation that can hold an SE, with the reason.
+    """
+    block, node = after_convolution(anatomy, event)
+    return Unit(block.path, "plain", block, block.call.end if block.path else event.clock, None, 0, node, None, event)

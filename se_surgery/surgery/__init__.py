@@ -1,0 +1,1 @@
+"""Surgery: what a plan says, done to a model, all of it or nothing, and undone."""

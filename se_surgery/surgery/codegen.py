@@ -1,0 +1,215 @@
+"""Codegen: the source of a block's methods with calls of new children in them.
+
+In: traces and the insertions to make in them. Out: code, which `generated` makes a class of.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Sequence
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.graph import CodeGen, _format_target
+
+from ..errors import TraceError
+from ..reading.trace import Argument, Trace
+from ..se.tail import tail
+from .generated import Code, Origin, recomputed, refuse_argument, refuse_change, resolve
+from .insertion import JOINED, Insertion, insert
+
+
+def method_code(forms: Sequence[tuple[Trace, Sequence[Insertion]]]) -> Code:
+    """The code of one method with the insertions made, for both modes.
+
+    Args:
+        forms: The method's trace and its insertions in evaluation, then those in training where they are others.
+
+    Raises:
+        TraceError: An edge is not in the graph, or a name cannot be found again by import.
+    """
+    bodies, names, helpers = [], {}, {}
+    evaluating = forms[0][0]
+    for traced, insertions in forms:
+        graph = insert(traced.graph, insertions)
+        text, found = _body(graph)
+        bodies.append(_bindings(traced) + text)
+        names.update(found)
+        helpers.update({node.target: node.meta[JOINED] for node in graph.nodes if JOINED in node.meta})
+    inserted = {new.name for _, insertions in forms for new in insertions}
+    reads = {name: value for traced, _ in forms for name, value in traced.reads if name not in inserted}
+    flags = [name for name in RECOMPUTING if reads.get(name) is False]
+    lines = [line for name, targets in helpers.items() for line in _helper(name, targets)]
+    lines += [*_head(evaluating, flags), *_guards(evaluating), *_watch(reads, flags)]
+    if bodies[0] == bodies[-1]:
+        lines += bodies[0]
+    else:
+        lines += ["    if self.training:", *("    " + line if line else line for line in bodies[1]), *bodies[0]]
+    names |= {"_refuse": refuse_argument, "_changed": refuse_change, "_recomputed": recomputed, "_tail": tail}
+    names |= {"torch": torch}
+    source = "\n".join(lines) + "\n"
+    compiled = compile(source, "<check>", "exec").co_consts
+    used = {name for code in compiled if isinstance(code, CodeType) for name in code.co_names}
+    return Code(source, tuple(_origin(name, value) for name, value in sorted(names.items()) if name in used))
+
+
+def _head(traced: Trace, flags: Sequence[str]) -> list[str]:
+    """The head of a method; where a flag asks for it, the whole method is computed again in the backward pass."""
+    head = f"(self{_parameters(traced)}):"
+    if not flags:
+        return [f"def {traced.method}{head}"]
+    inner, names = f"_traced_{traced.method}", ", ".join(map(_passed, traced.signature.parameters.values()))
+    return [
+        f"def {traced.method}{head}",
+        f"    if {' or '.join(f'self.{flag}' for flag in flags)}: return _recomputed(self.{inner}, {names})",
+        f"    return self.{inner}({names})",
+        "",
+        f"def {inner}{head}",
+    ]
+
+
+def outer_code(traced: Trace, insertions: Sequence[Insertion]) -> Code | None:
+    """The code of a method that calls the block's own and gates what that returns; None where a gate sits inside.
+
+    For blocks whose own forward goes by what changes after surgery: a flag to recompute in the backward pass, branches
+    that re-parameterisation makes one. A traced forward would have lost that.
+    """
+    output = next(node for node in traced.graph.nodes if node.op == "output")
+    returned = output.args[0]
+    if any(new.consumers != (output.name,) or new.producer != getattr(returned, "name", None) for new in insertions):
+        return None
+    names = ", ".join(_passed(parameter) for parameter in traced.signature.parameters.values())
+    lines = [f"def {traced.method}(self{_parameters(traced)}):", f"    x = _base.{traced.method}(self, {names})"]
+    lines += [f"    x = self.{new.name}(x)" for new in insertions]
+    return Code("\n".join([*lines, "    return x"]) + "\n", (), outer=True)
+
+
+def _passed(parameter: inspect.Parameter) -> str:
+    if parameter.kind is parameter.VAR_POSITIONAL:
+        return f"*{parameter.name}"
+    if parameter.kind is parameter.VAR_KEYWORD:
+        return f"**{parameter.name}"
+    return f"{parameter.name}={parameter.name}" if parameter.kind is parameter.KEYWORD_ONLY else parameter.name
+
+
+def _helper(name: str, targets: Sequence[str]) -> list[str]:
+    """The method that makes the one call; TorchScript compiles them all."""
+    *makers, se = (_format_target("self", target) for target in targets)
+    nested = functools.reduce(lambda inner, module: f"{module}({inner})", (*makers, se), "x")
+    return [
+        f"def {name}(self, x):",
+        "    if torch.jit.is_scripting():",
+        f"        return {nested}",
+        "    else:",
+        f"        return _tail({se}, ({', '.join(makers)},), x)",
+        "",
+    ]
+
+
+def _body(graph: fx.Graph) -> tuple[list[str], dict[str, Any]]:
+    graph._codegen = CodeGen()
+    code = graph.python_code("self")
+    lines = code.src.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("def forward("))
+    return [line for line in lines[start + 1 :] if line.strip()], dict(code.globals)
+
+
+def _parameters(traced: Trace) -> str:
+    """The method's own parameters, as source."""
+    parts = []
+    previous = None
+    for parameter in traced.signature.parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and previous not in (
+            parameter.KEYWORD_ONLY,
+            parameter.VAR_POSITIONAL,
+        ):
+            parts.append("*")
+        prefix = "*" if parameter.kind is parameter.VAR_POSITIONAL else ""
+        prefix = "**" if parameter.kind is parameter.VAR_KEYWORD else prefix
+        default = "" if parameter.default is parameter.empty else f"={_literal(parameter.default)}"
+        parts.append(f"{prefix}{parameter.name}{default}")
+        previous = parameter.kind
+    return "".join(f", {part}" for part in parts)
+
+
+def _literal(value: Any) -> str:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, (tuple, list)) and all(isinstance(v, (bool, int, float, str)) for v in value):
+        return repr(value)
+    raise TraceError(f"its forward has the default {value!r}, which cannot be written down")
+
+
+def _guards(traced: Trace) -> list[str]:
+    """Refuse calls with other constants than those the graph was made for."""
+    lines = [f"    if isinstance({name}, torch.Tensor): {name} = [{name}]" for name in traced.bare]
+    for argument in traced.arguments:
+        if argument.node is None:
+            test = f"{_differs(argument.value)} {_literal(argument.value)}"
+            lines.append(_guard(argument.parameter, argument.steps, "{} " + test))
+    lines += [_guard(parameter, steps, f"len({{}}) != {length}") for parameter, steps, length in traced.lengths]
+    return lines
+
+
+def _watch(reads: dict[str, Any], besides: Sequence[str]) -> list[str]:
+    """Refuse to run when an attribute has another value than the one that the graph was made for."""
+    reads = {name: value for name, value in reads.items() if name not in besides}
+    if not reads:
+        return []
+    tests = [f"self.{name} {_differs(value)} {value!r}" for name, value in reads.items()]
+    # TorchScript takes the values when it compiles, and could not compile this.
+    return ["    if not torch.jit.is_scripting():", f"        if {' or '.join(tests)}: _changed(self, {reads!r})"]
+
+
+def _differs(value: Any) -> str:
+    """The operator that asks whether something is another value than this one."""
+    return "is not" if value is None or isinstance(value, bool) else "!="
+
+
+def _guard(parameter: str, steps: tuple[Any, ...], test: str) -> str:
+    place = _place(parameter, steps)
+    return f"    if {test.format(place)}: _refuse({parameter!r}, {place})"
+
+
+def _bindings(traced: Trace) -> list[str]:
+    """Give the placeholders their values, where they are not the parameters themselves."""
+    return [
+        f"    {argument.node} = {_access(argument)}"
+        for argument in traced.arguments
+        if argument.node is not None and argument.node != _access(argument)
+    ]
+
+
+def _access(argument: Argument) -> str:
+    return _place(argument.parameter, argument.steps)
+
+
+def _place(parameter: str, steps: tuple[Any, ...]) -> str:
+    return parameter + "".join(f"[{step!r}]" for step in steps)
+
+
+def _origin(name: str, value: Any) -> Origin:
+    module = getattr(value, "__name__", "") if type(value) is type(torch) else getattr(value, "__module__", "") or ""
+    inner = "" if type(value) is type(torch) else getattr(value, "__qualname__", "")
+    if isinstance(value, float):
+        module, inner = "math", {"inf": "inf", "nan": "nan"}.get(name, "")
+    for candidate in (module, "torch", "builtins"):
+        try:
+            if resolve(candidate, inner) is value:
+                return (name, candidate, inner)
+        except (ImportError, AttributeError, ValueError):
+            continue
+    raise TraceError(f"its forward uses {name!r}, which cannot be found again by import")
+
+
+def join(codes: Sequence[Code]) -> Code:
+    """The code of several methods as one."""
+    origins = tuple(dict.fromkeys(origin for code in codes for origin in code.origins))
+    return Code("\n".join(code.source for code in codes), origins, all(code.outer for code in codes))
+
+
+# Flags by which the blocks of timm, torchvision and others compute themselves again in the backward pass.
+RECOMPUTING = ("memory_efficient", "grad_checkpointing", "use_checkpoint", "with_cp")

@@ -1,0 +1,182 @@
+"""Edits: the changes that operations make to modules, and how they are taken back when one fails.
+
+In: modules and decisions made elsewhere. Out: changed modules. `graft` and `strip` are made of these; every module goes
+through a `Journal` before it is changed, so that an error half-way leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from ..errors import PatientError
+from ..reading.anatomy import Anatomy
+from ..reading.trace import Trace, shallow_view
+from ..se.tail import ends_in_norm, is_pointwise
+from .codegen import RECOMPUTING, join, method_code, outer_code
+from .generated import FOLDING, Code, subclass
+from .insertion import Insertion
+from .records import (
+    IMPLANTS,
+    OPERATIONS,
+    REPLACED,
+    Edge,
+    Implant,
+    generated_class,
+    implants,
+    original_class,
+    original_state,
+)
+
+# Where a module keeps its children and tensors: containers that are changed in place.
+_GROUPS = ("_modules", "_parameters", "_buffers")
+
+
+class Journal:
+    """Remembers modules and values before they are changed, and puts them back when the block it guards fails."""
+
+    def __init__(self) -> None:
+        self._before: dict[int, tuple[nn.Module, type, dict[str, Any], list[dict[str, Any]]]] = {}
+        self._values: list[tuple[Tensor, Tensor]] = []
+
+    def open(self, module: nn.Module) -> nn.Module:
+        """Remember a module; to be called before each change."""
+        if id(module) not in self._before:
+            groups = [dict(module.__dict__[name]) for name in _GROUPS]
+            self._before[id(module)] = (module, type(module), dict(module.__dict__), groups)
+        return module
+
+    def write(self, tensor: Tensor, value: Tensor) -> None:
+        """Give a tensor other values, rounded to its own dtype."""
+        self._values.append((tensor, tensor.detach().clone()))
+        tensor.data.copy_(value)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is None:
+            return
+        for tensor, value in reversed(self._values):
+            tensor.data.copy_(value)
+        for module, cls, state, groups in self._before.values():
+            module.__class__ = cls
+            module.__dict__.clear()
+            module.__dict__.update(state)
+            for name, held in zip(_GROUPS, groups, strict=True):
+                module.__dict__[name].clear()
+                module.__dict__[name].update(held)
+
+
+def take_out(journal: Journal, modules: dict[str, nn.Module], path: str, keep: bool = True) -> Implant | None:
+    """Take an SE out of its place, and return its record if it is an implant.
+
+    Where a native SE is or was, an Identity is left; with `keep` that SE is kept aside, so that it can be put back.
+    """
+    holder, _, name = path.rpartition(".")
+    parent = journal.open(modules[holder])
+    record = next((implant for implant in implants(parent) if implant.name == name), None)
+    native = parent._modules[name] if record is None else _undo(parent, record)
+    if isinstance(native, nn.Module) and not isinstance(native, nn.Identity):
+        parent._modules[name] = nn.Identity().train(parent.training)
+        if keep:
+            set_replaced(parent, {**parent.__dict__.get(REPLACED, {}), name: native})
+    return record
+
+
+def _undo(parent: nn.Module, record: Implant) -> Any:
+    """Undo one implant's own change; returns what stands under its name again."""
+    gone = parent._modules[record.name]
+    if isinstance(record.before, nn.Module):
+        parent._modules[record.name] = like(record.before, gone)
+    else:
+        del parent._modules[record.name]
+        if record.before is None:
+            parent.__dict__[record.name] = None
+    left = [implant for implant in implants(parent) if implant.name != record.name]
+    if left:
+        parent.__dict__[IMPLANTS] = left
+    else:
+        del parent.__dict__[IMPLANTS]
+    return record.before
+
+
+def set_replaced(parent: nn.Module, kept: dict[str, nn.Module]) -> None:
+    """Write down the native SEs that are kept aside for a module; none leave no trace."""
+    if kept:
+        parent.__dict__[REPLACED] = kept
+    else:
+        parent.__dict__.pop(REPLACED, None)
+
+
+def like(module: nn.Module, other: nn.Module | None) -> nn.Module:
+    """A module that was kept aside, moved to where its place has gone meanwhile."""
+    reference = next(other.parameters(), None) if other is not None else None
+    if reference is not None:
+        module.to(device=reference.device, dtype=reference.dtype)
+        module.train(other.training)  # type: ignore[union-attr]
+    return module
+
+
+def rewrite(journal: Journal, anatomy: Anatomy, path: str) -> None:
+    """Give a block the class that its implants need: a generated one, or its own where there is nothing to call."""
+    block = journal.open(anatomy.look.modules[path])
+    base = original_class(block)
+    if type(block) not in (base, generated_class(block)):
+        raise PatientError(
+            f"{path!r} was given the class {type(block).__name__} after surgery (by a parametrization, for instance). "
+            f"Take that off first."
+        )
+    calls = [(implant.name, edge) for implant in implants(block) for edge in implant.edges]
+    block.__class__ = subclass(base, _code(anatomy, block, path, calls)) if calls else base
+
+
+def _code(anatomy: Anatomy, block: nn.Module, path: str, calls: list[tuple[str, Edge]]) -> Code:
+    view = shallow_view(block, original_class(block), original_state(block))
+    observed = anatomy.look.calls[path][0]
+    codes = []
+    for method in dict.fromkeys(edge.method for _, edge in calls):
+        forms = []
+        for mode in ("evaluation", "training"):
+            traced = anatomy.traced(view, observed, method, mode == "training")
+            here = [(name, edge) for name, edge in calls if edge.method == method and edge.mode in ("both", mode)]
+            forms.append((traced, tuple(_insertion(view, block, traced, name, edge) for name, edge in here)))
+        key = tuple((id(traced), insertions) for traced, insertions in forms)
+        if key not in anatomy.codes:
+            # Flags to recompute, and branches that are folded into one, are what a trace would freeze.
+            changes = any(name in view.__dict__ for name in RECOMPUTING) or any(hasattr(view, name) for name in FOLDING)
+            outer = outer_code(*forms[0]) if changes else None
+            anatomy.codes[key] = outer or method_code(forms[:1] if key[0] == key[1] else forms)
+        codes.append(anatomy.codes[key])
+    return join(codes)
+
+
+def _insertion(view: nn.Module, block: nn.Module, traced: Trace, name: str, edge: Edge) -> Insertion:
+    """The insertion of a child on an edge, with the calls that make its map where its lean form can use them."""
+    producer = next((node for node in traced.graph.nodes if node.name == edge.producer), None)
+    if producer is None or not hasattr(block._modules[name], "lean"):
+        return Insertion.of(name, edge)
+    return Insertion.of(name, edge, tuple(node.name for node in _makers(view, producer)))
+
+
+def _makers(view: nn.Module, producer: fx.Node) -> list[fx.Node]:
+    """The calls of children that end with a node, if that is a normalisation's output but for activations."""
+    nodes: list[fx.Node] = []
+    node: Any = producer
+    while isinstance(node, fx.Node) and node.op == "call_module" and len(node.args) == 1 and not node.kwargs:
+        nodes.insert(0, node)
+        modules = [view.get_submodule(str(node.target)) for node in nodes]
+        if ends_in_norm(*modules):
+            return nodes
+        if not is_pointwise(modules[0]):
+            break
+        (node,) = node.args
+    return []
+
+
+def append_operation(journal: Journal, model: nn.Module, operation: dict[str, Any]) -> None:
+    """Add one operation to the model's record."""
+    journal.open(model)
+    model.__dict__[OPERATIONS] = [*model.__dict__.get(OPERATIONS, []), operation]

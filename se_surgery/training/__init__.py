@@ -1,0 +1,1 @@
+"""Training: the base held as it is, and the groups that an optimizer takes."""
