@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from se_surgery import PlacementError, add_se, strip_se
 from se_surgery.folding.absorb import NoFold
 from se_surgery.folding.fold import folding
+from se_surgery.planning.exam import Exam
 from se_surgery.planning.placements import PLACEMENTS
 from se_surgery.proving.promises import randomise
-from se_surgery.structure.exam import Exam
 
 from .coverage import zoo
 from .coverage.pool import Answer, Pool, Task

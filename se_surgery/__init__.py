@@ -36,7 +36,7 @@ _HOMES = {
         "TraceError",
         "VerifyError",
     ),
-    "structure.exam": ("find_se",),
+    "planning.exam": ("find_se",),
     "se.excite": ("SESpec", "SqueezeExcite"),
     "gates.excited": ("Excitations", "Gates", "excitations"),
     "files.export": ("export_se",),
@@ -50,7 +50,7 @@ _HOMES = {
     "files.pretrained": ("from_pretrained", "push_to_hub", "save_pretrained"),
     "proving.promises": ("Report", "verify"),
     "pruning.prune": ("prune_se", "record_pruning", "to_pruner_args"),
-    "models.recipe": ("apply_recipe", "recipe_of"),
+    "surgery.recipe": ("apply_recipe", "recipe_of"),
     "models.se_models": ("register_se", "unregister_se"),
     "surgery.strip": ("strip_se",),
     "gates.judge": ("tradeoff",),
@@ -89,10 +89,9 @@ if TYPE_CHECKING:
     from .gates.worth import Worth as Worth
     from .measuring.cost import Costs as Costs
     from .measuring.cost import count_costs as count_costs
-    from .models.recipe import apply_recipe as apply_recipe
-    from .models.recipe import recipe_of as recipe_of
     from .models.se_models import register_se as register_se
     from .models.se_models import unregister_se as unregister_se
+    from .planning.exam import find_se as find_se
     from .planning.plan import Plan as Plan
     from .planning.plan import Site as Site
     from .planning.plan import Skipped as Skipped
@@ -104,9 +103,10 @@ if TYPE_CHECKING:
     from .pruning.prune import to_pruner_args as to_pruner_args
     from .se.excite import SESpec as SESpec
     from .se.excite import SqueezeExcite as SqueezeExcite
-    from .structure.exam import find_se as find_se
     from .structure.find import SESite as SESite
     from .surgery.graft import add_se as add_se
+    from .surgery.recipe import apply_recipe as apply_recipe
+    from .surgery.recipe import recipe_of as recipe_of
     from .surgery.strip import strip_se as strip_se
     from .training.freezing import freeze_base as freeze_base
     from .training.freezing import unfreeze_base as unfreeze_base

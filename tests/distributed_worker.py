@@ -34,10 +34,10 @@ from se_surgery import (
     param_groups,
     plan_se,
     recipe_of,
+    records,
     strip_se,
     unfreeze_base,
 )
-from se_surgery.surgery import records
 
 try:
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard

@@ -25,7 +25,7 @@ from se_surgery.measuring.cost import Count
 from se_surgery.models.bases import create_base
 from se_surgery.paper.tables import Table
 from se_surgery.paper.text import document
-from se_surgery.surgery.records import OPERATIONS
+from se_surgery.records import OPERATIONS
 
 ROOT = str(Path(cli.__file__).parents[2])
 # A small network with native SEs, and one without.

@@ -38,8 +38,8 @@ from se_surgery import (
     strip_se,
     verify,
 )
+from se_surgery.records import CODE
 from se_surgery.surgery.generated import subclass
-from se_surgery.surgery.records import CODE
 
 SIZE = (3, 64, 64)
 NAN, INF = float("nan"), float("inf")

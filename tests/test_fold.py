@@ -36,7 +36,7 @@ from se_surgery import (
 )
 from se_surgery.folding.absorb import ANY, NOT_NEGATIVE, POSITIVE, NoFold
 from se_surgery.folding.fold import factors_of, folding
-from se_surgery.structure.exam import Exam
+from se_surgery.planning.exam import Exam
 from se_surgery.surgery import strip
 
 NARROW = {"channels": (8, 16, 32, 64), "num_classes": 10}

@@ -43,10 +43,11 @@ from se_surgery import (
     find_se,
     plan_se,
     recipe_of,
+    records,
     strip_se,
     verify,
 )
-from se_surgery.surgery import generated, records
+from se_surgery.surgery import generated
 
 
 def ses(model: nn.Module) -> list[str]:

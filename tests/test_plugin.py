@@ -32,7 +32,7 @@ import se_surgery
 from se_surgery import SqueezeExcite, SurgeryError, add_se, find_se, recipe_of, register_se, unregister_se
 from se_surgery.models.bases import create_base
 from se_surgery.models.catalog import named_bases, recipe_names, shipped_recipe
-from se_surgery.models.schema import check_recipe
+from se_surgery.surgery.schema import check_recipe
 
 ZOO = Path(__file__).parent / "zoo"
 NAMES = named_bases()

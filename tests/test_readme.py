@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from se_surgery.commands.main import app
 from se_surgery.models.catalog import shipped_recipe
-from se_surgery.models.schema import check_recipe
+from se_surgery.surgery.schema import check_recipe
 
 MARKER = "<!-- needs weights -->"
 # Commands that look at a model and do not run it, so that they take a second at most.

@@ -29,16 +29,16 @@ from typer.testing import CliRunner
 
 from se_surgery import NothingToDoError, ProbeError, SqueezeExcite, VerifyError, add_se, find_se, verify
 from se_surgery.commands import main as cli
+from se_surgery.planning.exam import Exam
 from se_surgery.proving.compare import deviation, gradient_deviation, is_telling, reason, tensors_in
 from se_surgery.proving.compilers import Lowered
 from se_surgery.proving.pair import draw_anew, paired, twin
 from se_surgery.proving.pair import randomise as randomise_anew
 from se_surgery.proving.promises import trials
 from se_surgery.proving.ways import WAYS
+from se_surgery.records import CODE, original_class
 from se_surgery.se.excite import GATES, LIGHT_ATTENTION
-from se_surgery.structure.exam import Exam
 from se_surgery.surgery.generated import subclass
-from se_surgery.surgery.records import CODE, original_class
 
 SIZE = (3, 32, 32)
 QUICK = [way.name for way in WAYS if not way.thorough]

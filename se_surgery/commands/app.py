@@ -28,12 +28,12 @@ from ..files.config import read_config
 from ..files.hub import is_repo
 from ..files.pretrained import from_pretrained, locate, save_pretrained
 from ..models.bases import OWN_MODULE, TORCHVISION, create_base, is_base
-from ..models.recipe import recipe_of
+from ..planning.exam import find_se
 from ..planning.options import Options, check_options
+from ..records import base_of
 from ..showing.tables import count
-from ..structure.exam import find_se
 from ..surgery.graft import add_se
-from ..surgery.records import base_of
+from ..surgery.recipe import recipe_of
 from ..surgery.strip import strip_se
 
 _stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)

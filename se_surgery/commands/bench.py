@@ -16,9 +16,9 @@ from torch.utils import _pytree as pytree
 
 from ..errors import OptionError, ProbeError
 from ..measuring.bench import MODES, Spread, action, ratio, saved_bytes, spread, timed
+from ..planning.exam import Exam
 from ..se.excite import SqueezeExcite
 from ..showing.tables import count, table
-from ..structure.exam import Exam
 from ..surgery.graft import copied
 from . import options as cli
 from .app import app, compared, examples, open_model, progress, say

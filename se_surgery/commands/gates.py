@@ -19,10 +19,10 @@ from torch import nn
 from ..errors import DataError, OptionError
 from ..files.replace import check_directory
 from ..gates.excited import Gates, excitations
-from ..gates.figures import check_format
 from ..gates.judge import tradeoff
 from ..gates.pictures import Pictures, open_pictures
 from ..gates.worth import Tradeoff
+from ..showing.figures import check_format
 from . import options as cli
 from .app import app, examples, open_model, progress, say, write
 

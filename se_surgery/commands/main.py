@@ -14,16 +14,16 @@ import typer
 
 from ..errors import OptionError, SurgeryError
 from ..files.replace import check_directory
-from ..models.recipe import recipe_of
+from ..planning.exam import Exam, find_se
 from ..planning.options import Options, check_options
 from ..planning.planner import plan_se
 from ..proving.promises import Report, trials
 from ..proving.promises import verify as verify_model
+from ..records import OPERATIONS
 from ..showing.show import plan_text, sites_text
 from ..showing.tables import count
-from ..structure.exam import Exam, find_se
 from ..surgery.graft import add_se, graft
-from ..surgery.records import OPERATIONS
+from ..surgery.recipe import recipe_of
 from ..surgery.strip import strip_se
 from . import bench, cost, gates, hub, paper  # noqa: F401 - they add their commands
 from . import options as cli

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..measuring.cost import multiply_adds, parameters
+from ..planning.exam import Exam, find_se
 from ..proving.compare import same_tensors
 from ..proving.pair import randomise
 from ..proving.promises import Report
 from ..showing.show import exam_text
 from ..showing.tables import count, table
-from ..structure.exam import Exam, find_se
 from ..surgery.graft import copied
 
 _SEED = 0

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OptionError
-from ..models.recipe import replay
 from ..surgery.graft import copied
+from ..surgery.recipe import replay
 from .artefact import ARCHITECTURE, refuse_mix, take_digest
 from .sources import READ, Checkpoint
 from .strict import checked

@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError, OptionError, SurgeryError
-from ..models.schema import check_recipe
 from ..planning.options import Options
+from ..surgery.schema import check_recipe
 
 # The entry of a safetensors file's metadata in which this library writes what a model is.
 OWN = "se_surgery"

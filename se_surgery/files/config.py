@@ -15,7 +15,7 @@ from typing import Any
 from timm.models import PretrainedCfg
 
 from ..errors import ArtefactError
-from ..models.schema import check_arguments, check_recipe
+from ..surgery.schema import check_arguments, check_recipe
 from .artefact import ARCHITECTURE, CONFIG, OWN, WEIGHTS, json_of, refuse_pickles
 from .tensorfile import METADATA, read_header
 

@@ -20,9 +20,9 @@ from ..errors import OptionError
 from ..models import tv
 from ..models.bases import TORCHVISION, create_base, is_base, torchvision_names
 from ..models.catalog import torchvision_facts
-from ..models.recipe import recipe_of
-from ..models.schema import ARGUMENTS, check_recipe
-from ..surgery.records import base_of, implanted
+from ..records import base_of, implanted
+from ..surgery.recipe import recipe_of
+from ..surgery.schema import ARGUMENTS, check_recipe
 from .artefact import ARCHITECTURE, OWN, digest_of
 from .config import FORMAT, check_config
 

@@ -16,10 +16,10 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ..errors import NothingToDoError, PatientError
+from ..planning.exam import refuse_unfit
 from ..reading.layout import is_under
+from ..records import Implant, implants
 from ..se.excite import SqueezeExcite
-from ..structure.exam import refuse_unfit
-from ..surgery.records import Implant, implants
 
 LAYERS = ("fc1", "fc2")
 _NUMBER = re.compile(r"(\d+)")

@@ -14,8 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..gates.capture import in_rank
-from ..reading.layout import positions
+from ..reading.layout import in_rank, positions
 
 
 class NoFold(Exception):

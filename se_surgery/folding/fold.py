@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..errors import FoldError, TraceError
-from ..structure.exam import Exam
+from ..planning.exam import Exam
+from ..records import implants
 from ..structure.find import SESite, record_of
-from ..surgery.records import implants
 from .absorb import NOT_NEGATIVE, POSITIVE, Absorption, NoFold
 from .walk import Place, Walk, caller
 

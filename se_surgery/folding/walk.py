@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from ..errors import TraceError
+from ..planning.exam import Exam
 from ..planning.placements import changes_in_place
 from ..reading.anatomy import Anatomy
 from ..reading.block import Block
 from ..reading.events import Call
 from ..reading.layout import is_under
-from ..structure.exam import Exam
-from ..surgery.records import implants
+from ..records import implants
 from .absorb import ANY, TAKERS, Absorption, NoFold, Trial
 from .steps import arguments, called, kept_by, told
 

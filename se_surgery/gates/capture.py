@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..reading.events import KINDS, gate_of
+from ..reading.layout import in_rank
 
 # How near to an end of its range a gate is saturated, as a share of that range.
 SATURATED = 0.05
@@ -122,18 +123,6 @@ def _is_product(output: Tensor, given: Tensor, gate: Tensor, axis: int) -> bool:
     expected = given * in_rank(gate, given.dim(), axis)
     size = float(expected.abs().amax()) if expected.numel() else 0.0
     return output.shape == expected.shape and torch.allclose(output, expected, rtol=1e-2, atol=1e-3 * size)
-
-
-def in_rank(gate: Tensor, rank: int, axis: int) -> Tensor:
-    """One number a channel, (C,) or (B, C), as maps of that rank and channel axis take it.
-
-    Examples:
-        >>> in_rank(torch.ones(8), 4, 1).shape, in_rank(torch.ones(2, 8), 4, -1).shape
-        (torch.Size([1, 8, 1, 1]), torch.Size([2, 1, 1, 8]))
-    """
-    shape = [gate.shape[0] if gate.dim() == 2 else 1] + [1] * (rank - 1)
-    shape[axis] = gate.shape[-1]
-    return gate.reshape(shape)
 
 
 def _saturated(last: tuple[Tensor, tuple[float, float]] | None, gate: Tensor) -> Tensor | None:

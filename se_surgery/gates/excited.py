@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import DataError, NothingToDoError, OptionError, SurgeryError
-from ..structure.exam import Exam
+from ..planning.exam import Exam
 from ..structure.find import SESite, axis_of
 from .capture import catching
 from .feed import Batch, batches, check_classes, evaluating, run, runnable
@@ -118,7 +118,7 @@ class Excitations:
         Raises:
             SurgeryError: matplotlib is missing, a class is not there, or the file cannot be written.
         """
-        from .figures import draw_gates
+        from ..showing.figures import draw_gates
 
         return draw_gates(self, Path(path), classes)
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, OptionError, PatientError
+from ..planning.exam import refuse_unfit
 from ..reading.wrappers import unwrapped
-from ..structure.exam import refuse_unfit
 from .shards import first_times
 
 # Under which names batches that are mappings hold their images and labels.

@@ -22,10 +22,10 @@ from torch.utils.benchmark import Timer
 
 from ..errors import FoldError, OptionError
 from ..folding.fold import factors_of, plan_foldings
-from ..structure.exam import Exam, refuse_unfit
+from ..planning.exam import Exam, refuse_unfit
+from ..reading.layout import in_rank
 from ..structure.find import SESite, axis_of
 from ..surgery.strip import remove
-from .capture import in_rank
 from .excited import Excitations, measured
 from .feed import batches, evaluating, modes_kept, runnable
 from .scores import Evaluate, Scores, accuracy, replaced

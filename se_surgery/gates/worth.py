@@ -122,7 +122,7 @@ class Tradeoff:
         Raises:
             SurgeryError: matplotlib is missing, or the file cannot be written.
         """
-        from .figures import draw_tradeoff
+        from ..showing.figures import draw_tradeoff
 
         return draw_tradeoff(self, Path(path))
 

@@ -19,8 +19,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import ProbeError
+from ..planning.exam import Exam
 from ..reading.look import Look, look
-from ..structure.exam import Exam
 from ..structure.find import SESite, sites_in
 from ..structure.stages import Stages
 

@@ -27,12 +27,12 @@ from ..files.sources import FOREIGN, KEYS, READ, Checkpoint, as_dict, fetch
 from ..files.stem import fit_stems
 from ..files.strict import checked
 from ..planning.options import Options
+from ..records import BASE, implants
 from ..surgery.graft import add_se
-from ..surgery.records import BASE, implants
+from ..surgery.recipe import recipe_of, replay
 from . import tv
 from .bases import TORCHVISION
 from .order import Order, Surgery
-from .recipe import recipe_of, replay
 
 _PREFIX = "se_"
 # An argument of timm's own EfficientNets, which is none of ours.

@@ -13,10 +13,10 @@ from torch import nn
 from ..errors import OptionError
 from ..files.artefact import refuse_mix, take_digest
 from ..files.sources import Checkpoint
+from ..surgery.recipe import recipe_of
+from ..surgery.schema import check_recipe
 from .catalog import shipped_recipe
 from .entry import adding, build, following, split_options
-from .recipe import recipe_of
-from .schema import check_recipe
 
 GENERIC = "se_surgery"
 

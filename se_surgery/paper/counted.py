@@ -15,10 +15,10 @@ from torch import nn
 from ..measuring.cost import multiply_adds
 from ..models.bases import create_base
 from ..models.catalog import shipped_recipe
+from ..planning.exam import Exam
 from ..planning.options import Options, check_options
 from ..planning.plan import Plan
 from ..planning.planner import make_plan
-from ..structure.exam import Exam
 from .printed import Network, Variant
 
 

@@ -13,11 +13,11 @@ from torch import fx
 from ..errors import TraceError
 from ..reading.anatomy import Anatomy
 from ..reading.block import Block
+from ..records import Edge
 from ..structure.behind import after_convolution
 from ..structure.joins import placeholders
 from ..structure.unit import WITH_SHORTCUT, Unit
 from ..structure.units import in_training, other_ways
-from ..surgery.records import Edge
 
 
 class NoPlace(Exception):

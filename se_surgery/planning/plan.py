@@ -14,13 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ..models.schema import FORMAT, VERSION
+from ..records import Edge
 from ..se.costs import activations, multiply_adds, parameter_count
 from ..se.excite import SESpec
-from ..structure.exam import Exam
 from ..structure.find import SESite
 from ..structure.unit import RejectKind
-from ..surgery.records import Edge
+from ..surgery.schema import FORMAT, VERSION
+from .exam import Exam
 from .options import Options
 
 UnitKind = Literal["not asked", "held", "no place", "refused"]

@@ -16,11 +16,11 @@ from ..errors import NothingToDoError, PatientError, PlacementError, SurgeryErro
 from ..reading.block import Block
 from ..reading.layout import is_under, positions
 from ..reading.look import Look
+from ..records import Edge, base_of, implants, is_implant
 from ..se.excite import SESpec, hidden_channels
-from ..structure.exam import Exam
 from ..structure.find import SESite
 from ..structure.unit import Unit
-from ..surgery.records import Edge, base_of, implants, is_implant
+from .exam import Exam
 from .options import Options, check_options, matches, option_arguments, resolve_stage
 from .placements import NoPlace, places
 from .plan import HELD, Plan, Site, Skipped, UnitKind

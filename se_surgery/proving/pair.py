@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import PatientError
+from ..planning.exam import Exam
 from ..se.excite import SqueezeExcite
-from ..structure.exam import Exam
 from ..structure.find import SESite
 from ..surgery.strip import remove
 from .compare import SEED, outputs_of

@@ -14,9 +14,9 @@ from typing import Any
 from torch import nn
 
 from ..errors import NothingToDoError, PatientError, ProbeError, VerifyError
-from ..structure.exam import Exam, refuse_unfit
+from ..planning.exam import Exam, refuse_unfit
+from ..records import implants
 from ..surgery.graft import copied
-from ..surgery.records import implants
 from .compare import Outcome, blocked, outputs_of, reason, same_tensors
 from .lives import lost_class
 from .pair import Pair, draw_anew, paired, randomise, reproducible, twin

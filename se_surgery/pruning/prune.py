@@ -21,9 +21,9 @@ from ..errors import DataError, NothingToDoError, OptionError, PatientError, Sur
 from ..gates.feed import batches, evaluating, runnable
 from ..gates.scores import class_scores
 from ..gates.shards import attempt, total
+from ..planning.exam import Exam, refuse_unfit
 from ..planning.options import check_stages, check_where
 from ..reading.look import look
-from ..structure.exam import Exam, refuse_unfit
 from ..structure.find import SESite
 from ..surgery.edits import Journal, append_operation
 from ..surgery.strip import check_origin, choose

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import InstanceForwardError, TraceError
-from ..surgery.records import IMPLANTS, OPERATIONS, REPLACED, original_class, original_state
+from ..records import IMPLANTS, OPERATIONS, REPLACED, original_class, original_state
 from .block import Block
 from .events import Call
 from .layout import channel_axis

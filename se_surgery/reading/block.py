@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..surgery.records import Edge
+from ..records import Edge
 from .events import Call, Event, is_map, kind_of
 from .look import Look
 from .trace import Trace

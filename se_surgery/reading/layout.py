@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from torch import Tensor
+
 
 def channel_axis(shape: tuple[int, ...], image: tuple[int, ...] = (1, 1)) -> int | None:
     """The channel axis of a batch of maps, 1 or -1: the one that leaves the image's proportions to the other two.
@@ -26,6 +28,18 @@ def positions(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
         ((7, 5), (7, 5))
     """
     return shape[1:-1] if axis == -1 else shape[2:]
+
+
+def in_rank(gate: Tensor, rank: int, axis: int) -> Tensor:
+    """One number a channel, (C,) or (B, C), as maps of that rank and channel axis take it.
+
+    Examples:
+        >>> in_rank(torch.ones(8), 4, 1).shape, in_rank(torch.ones(2, 8), 4, -1).shape
+        (torch.Size([1, 8, 1, 1]), torch.Size([2, 1, 1, 8]))
+    """
+    shape = [gate.shape[0] if gate.dim() == 2 else 1] + [1] * (rank - 1)
+    shape[axis] = gate.shape[-1]
+    return gate.reshape(shape)
 
 
 def _is_proportional(size: tuple[int, ...], image: tuple[int, ...]) -> bool:

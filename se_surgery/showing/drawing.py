@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ..planning.exam import Exam
 from ..planning.placements import NoPlace, places
 from ..planning.plan import Plan, Site, Skipped
-from ..structure.exam import Exam
+from ..records import implants
 from ..structure.find import SESite
 from ..structure.unit import Unit
-from ..surgery.records import implants
 from .glyphs import (
     GLYPHS,
     NEW,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..gates.figures import blank, written
+from .figures import blank, written
 
 # In an SVG a pixel is three quarters of a point, and matplotlib counts in points.
 _POINTS = 0.75

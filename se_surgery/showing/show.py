@@ -19,8 +19,8 @@ from .tables import Part, Section, as_text, compact, count, groups, shape
 if TYPE_CHECKING:
     from ..gates.excited import Excitations
     from ..gates.worth import Tradeoff, Worth
+    from ..planning.exam import Exam
     from ..planning.plan import Plan, Site
-    from ..structure.exam import Exam
 
 
 def plan_text(plan: Plan) -> str:

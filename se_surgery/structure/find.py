@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..reading.events import Call, is_map
 from ..reading.layout import channel_axis
 from ..reading.look import Look
-from ..surgery.records import Implant, implants, is_implant
+from ..records import Implant, implants, is_implant
 from .stages import Stages
 
 _PACKAGES = {"timm": "timm", "torchvision": "torchvision"}

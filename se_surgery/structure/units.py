@@ -20,7 +20,7 @@ from ..reading.anatomy import Anatomy
 from ..reading.block import Block
 from ..reading.events import Event
 from ..reading.layout import is_under, parents
-from ..surgery.records import original_class
+from ..records import original_class
 from .behind import after_convolution
 from .joins import Join, join_at, joined, placeholders
 from .outside import ON_SEQUENCES, ON_TOKENS, in_heads, outside, works_on_sequences, works_on_tokens

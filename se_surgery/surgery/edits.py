@@ -14,11 +14,7 @@ from torch import Tensor, fx, nn
 from ..errors import PatientError
 from ..reading.anatomy import Anatomy
 from ..reading.trace import Trace, shallow_view
-from ..se.tail import ends_in_norm, is_pointwise
-from .codegen import RECOMPUTING, join, method_code, outer_code
-from .generated import FOLDING, Code, subclass
-from .insertion import Insertion
-from .records import (
+from ..records import (
     IMPLANTS,
     OPERATIONS,
     REPLACED,
@@ -29,6 +25,10 @@ from .records import (
     original_class,
     original_state,
 )
+from ..se.tail import ends_in_norm, is_pointwise
+from .codegen import RECOMPUTING, join, method_code, outer_code
+from .generated import FOLDING, Code, subclass
+from .insertion import Insertion
 
 # Where a module keeps its children and tensors: containers that are changed in place.
 _GROUPS = ("_modules", "_parameters", "_buffers")

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import SurgeryError
 from ..reading.trace import is_plain
-from .records import CODE
+from ..records import CODE
 
 # Where a name of the generated source comes from: (name, module, qualified name in it).
 Origin = tuple[str, str, str]

@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from ..errors import OptionError, PatientError, SurgeryError
+from ..planning.exam import Exam
 from ..planning.options import check_options, option_arguments
 from ..planning.plan import Plan, Site, operation_of
 from ..planning.planner import make_plan, unplaced_reason
 from ..reading.anatomy import Anatomy
+from ..records import ABSENT, IMPLANTS, REPLACED, Implant, implants
 from ..se.excite import build
-from ..structure.exam import Exam
 from .edits import Journal, append_operation, rewrite, set_replaced, take_out
-from .records import ABSENT, IMPLANTS, REPLACED, Implant, implants
 
 
 def add_se(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from ..errors import TraceError
-from .records import Edge
+from ..records import Edge
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from ..errors import FoldError, NothingToDoError, OptionError, PatientError
 from ..folding.absorb import absorbed
 from ..folding.fold import Folding, factors_of, plan_foldings
 from ..gates.excited import Excitations, excitations
+from ..planning.exam import Exam
 from ..planning.options import check_stages, check_where, matches, resolve_stage
-from ..structure.exam import Exam
+from ..records import OPERATIONS, REPLACED, Implant, implants, narrowed_beyond
 from ..structure.find import SESite, record_of
 from .edits import Journal, append_operation, like, rewrite, set_replaced, take_out
 from .graft import copied
-from .records import OPERATIONS, REPLACED, Implant, implants, narrowed_beyond
 
 ORIGINS = ("se_surgery", "timm", "torchvision", "other")
 

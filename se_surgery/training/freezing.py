@@ -15,7 +15,7 @@ from torch import nn
 
 from ..errors import NothingToDoError, OptionError, PatientError
 from ..reading.wrappers import unwrapped
-from ..surgery.records import FROZEN, implanted
+from ..records import FROZEN, implanted
 
 # Buffers that a module in training mode changes: those of normalisations, and of both forms of spectral_norm.
 _STATISTICS = {"running_mean", "running_var", "num_batches_tracked", "weight_u", "_u"}

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..errors import NothingToDoError, OptionError, PatientError
 from ..reading.wrappers import unwrapped
-from ..surgery.records import implanted
+from ..records import implanted
 
 
 def param_groups(

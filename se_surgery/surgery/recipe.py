@@ -13,16 +13,16 @@ from typing import Any
 from torch import nn
 
 from ..errors import SurgeryError
+from ..planning.exam import Exam
 from ..planning.options import check_options
 from ..planning.plan import site_to_dict
 from ..planning.planner import make_plan
 from ..pruning.widths import Notes, narrow
-from ..structure.exam import Exam
-from ..surgery.edits import Journal, append_operation
-from ..surgery.graft import graft
-from ..surgery.records import OPERATIONS, base_of
-from ..surgery.strip import remove, stripped_to_dict
+from ..records import OPERATIONS, base_of
+from .edits import Journal, append_operation
+from .graft import graft
 from .schema import FORMAT, VERSION, check_recipe
+from .strip import remove, stripped_to_dict
 
 
 def recipe_of(model: nn.Module, base: str | None = None, base_args: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -14,15 +14,15 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import PatientError
-from ..planning.placements import PLACEMENTS, NoPlace, place
 from ..reading.anatomy import Anatomy
 from ..reading.layout import is_under
 from ..reading.look import Look, look
-from ..surgery.records import implants
-from .find import SESite, sites_in
-from .stages import Stages
-from .unit import Unit
-from .units import Units, recognise
+from ..records import implants
+from ..structure.find import SESite, sites_in
+from ..structure.stages import Stages
+from ..structure.unit import Unit
+from ..structure.units import Units, recognise
+from .placements import PLACEMENTS, NoPlace, place
 
 
 class Exam:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import OptionError, SurgeryError
 
 if TYPE_CHECKING:
-    from .excited import Excitations
-    from .worth import Tradeoff
+    from ..gates.excited import Excitations
+    from ..gates.worth import Tradeoff
 
 _COLUMNS = 4
 # More names than these do not fit beside a figure.
