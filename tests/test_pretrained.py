@@ -668,10 +668,10 @@ def test_two_saves_into_a_new_folder(model, tmp_path, monkeypatch):
         return packed(*args)
 
     def save(model, folder):
-        monkeypatch.setattr(se_surgery.pretrained, "pack", packed)
+        monkeypatch.setattr(se_surgery.files.pretrained, "pack", packed)
         save_pretrained(model, folder)
 
-    monkeypatch.setattr(se_surgery.pretrained, "pack", slow)
+    monkeypatch.setattr(se_surgery.files.pretrained, "pack", slow)
     with pytest.raises(SurgeryError, match=r"is not empty, .*ask for overwrite"):
         save_pretrained(model, tmp_path / "net")
     assert len(find_se(from_pretrained(tmp_path / "net"))) == 1
