@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from benchmarks.readme import README
 from benchmarks.speed import document, peers, rows
 from benchmarks.speed.__main__ import main
 from se_surgery import OptionError, add_se, find_se
@@ -156,6 +157,23 @@ def test_the_command_renders_what_is_in_docs(tmp_path):
     main(["--render", "--docs", str(tmp_path)])
     assert (tmp_path / document.DOCUMENT).read_text() == (rows.DOCS / document.DOCUMENT).read_text()
     assert (tmp_path / document.FIGURE).stat().st_size > 1000
+    readme = README.read_text()
+    assert document.with_section(readme, rows.read(rows.DOCS)) == readme
+
+
+def test_the_section_of_the_readme_by_hand():
+    machine = {"processor": "P", "threads": 1}
+    taken = {"base": [2.0], "this library": [2.2], "timm's own": [2.5]}
+    timing = {"kind": "time", "model": "m", "side": 8, "batch": 4, "seconds": taken, "machine": machine}
+    kept = {"kind": "saved", "model": "m", "bytes": {"base": 100, "this library": 101, "timm's own": 125}}
+    found = [kept, {**timing, "mode": "training"}, {**timing, "mode": "inference"}]
+    text = document.section(found, "m")
+    assert (
+        "| this library's SEs | 1.010 | 1.10 | 1.10 |" in text
+        and "| timm's own network | 1.250 | 1.25 | 1.25 |" in text
+    )
+    assert "P, 1 thread, 4 images of 8 x 8" in text
+    assert document.section(found[1:], "m") == document.section(found) == ""
 
 
 def test_the_command_measures(tmp_path):

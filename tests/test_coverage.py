@@ -20,6 +20,7 @@ from benchmarks.coverage import planning, render, running, structure, tasks, zoo
 from benchmarks.coverage import rows as files
 from benchmarks.coverage.pool import Pool, Task
 from benchmarks.coverage.table import Table
+from benchmarks.readme import README
 from se_surgery import add_se, plan_se
 from se_surgery.planning import placements
 
@@ -45,7 +46,7 @@ def table() -> Table:
 
 def test_the_document_and_the_readme_are_those_of_the_rows(table):
     assert render.DOCUMENT.read_text(encoding="utf-8") == render.document_text(table)
-    readme = render.README.read_text(encoding="utf-8")
+    readme = README.read_text(encoding="utf-8")
     assert readme == render.with_section(readme, table)
 
 

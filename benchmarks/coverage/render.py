@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from .. import readme
 from .planning import HELD, SITES
 from .rows import ROOT, Row
 from .running import PASS
@@ -16,18 +17,16 @@ from .table import Table, grid, short
 from .tasks import PLANNED, failure, wanted_placements
 
 DOCUMENT = ROOT / "docs" / "coverage.md"
-README = ROOT / "README.md"
-BEGIN, END = "<!-- coverage: begin, made by python -m benchmarks.coverage --render -->", "<!-- coverage: end -->"
 PLACEMENTS = ("standard", "pre", "post", "identity", "inner", "inception")
 _VERSIONS = ("torch", "timm", "torchvision", "se_surgery", "digest")
 _NONE = "·"
 
 
-def write(rows: Iterable[Row], document: Path = DOCUMENT, readme: Path = README) -> None:
+def write(rows: Iterable[Row], document: Path = DOCUMENT, page: Path = readme.README) -> None:
     """Write the document, and the section of the README where it has the markers."""
     table = Table(rows)
     document.write_text(document_text(table), encoding="utf-8")
-    readme.write_text(with_section(readme.read_text(encoding="utf-8"), table), encoding="utf-8")
+    page.write_text(with_section(page.read_text(encoding="utf-8"), table), encoding="utf-8")
 
 
 def with_section(text: str, table: Table) -> str:
@@ -36,11 +35,7 @@ def with_section(text: str, table: Table) -> str:
     Raises:
         ValueError: The text does not have the two markers.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"The README has no section to write to. Put {BEGIN} and {END} where it is to be.")
-    return f"{before}{BEGIN}\n{section_text(table)}{END}{after}"
+    return readme.with_section(text, "coverage", "python -m benchmarks.coverage --render", section_text(table))
 
 
 def document_text(table: Table) -> str:

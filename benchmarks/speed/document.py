@@ -12,6 +12,7 @@ from typing import Any
 
 from se_surgery.measuring.bench import MODES, Spread, ratio
 
+from .. import readme
 from ..coverage.table import grid
 from ..surgery_time import UNITS
 from .peers import AGAIN, BASE, OURS, PEERS, PLAIN
@@ -213,7 +214,36 @@ def _bars(axes: Any, ratios: Mapping[str, Mapping[str, float]]) -> None:
     axes.set_xticks(range(len(ratios)), list(ratios), fontsize=8)
 
 
+def section(rows: Sequence[Row], model: str = "resnet50", peer: str = "timm's own") -> str:
+    """The section of the README: one network, this library's SEs beside timm's own; empty where it was not measured."""
+    saved, times = of_kind(rows, "saved").get(model), {mode: of_kind(rows, "time", mode).get(model) for mode in MODES}
+    training, inference = times["training"], times["inference"]
+    if saved is None or training is None or inference is None:
+        return ""
+    lines = []
+    for name, one in (("this library's SEs", OURS), (f"{peer} network", peer)):
+        kept = f"{saved['bytes'][one] / saved['bytes'][BASE]:.3f}"
+        took = [f"{ratio(row['seconds'], one, BASE).median:.2f}" for row in (training, inference)]
+        lines.append([name, kept, *took])
+    machine, side = training["machine"], training["side"]
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    table = grid([f"times {model} without SEs", ">saved for backward", ">training step", ">forward"], lines)
+    return (
+        f"{table}\n\n{machine['processor']}, {threads}, {training['batch']} images of {side} x {side}; medians.\n"
+        f"[docs/benchmarks.md](docs/benchmarks.md) has other networks and other people's modules, and\n"
+        f"`se-surgery bench NAME` measures yours.\n\n"
+    )
+
+
 def write(rows: Sequence[Row], folder: Path = DOCS) -> None:
-    """Write benchmarks.md and its figure."""
+    """Write benchmarks.md and its figure and, with those of docs/, the section of the README."""
     (folder / DOCUMENT).write_text(text(rows), encoding="utf-8")
     draw(rows, folder / FIGURE)
+    if folder.resolve() == DOCS.resolve():
+        page = readme.README.read_text(encoding="utf-8")
+        readme.README.write_text(with_section(page, rows), encoding="utf-8")
+
+
+def with_section(page: str, rows: Sequence[Row]) -> str:
+    """A README with its section made anew."""
+    return readme.with_section(page, "speed", "python -m benchmarks.speed --render", section(rows))
