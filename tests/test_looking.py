@@ -261,3 +261,18 @@ def test_without_a_classifier_the_last_maps_are_no_scores(name):
     with torch.device("meta"):
         planned = [plan_se(timm.create_model(name, num_classes=classes)) for classes in (10, 0)]
     assert planned[0].sites == planned[1].sites != ()
+
+
+class Scaled(nn.Module):
+    """It takes a number before its images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+    def forward(self, scale: Tensor, x: Tensor) -> Tensor:
+        return F.relu(self.conv2(F.relu(self.conv1(x * scale))))
+
+
+def test_a_number_may_come_before_the_images():
+    assert len(plan_se(Scaled(), example_input=(torch.tensor(2.0), images((3, 32, 32)))).sites) == 2

@@ -244,10 +244,9 @@ def _separable(anatomy: Anatomy, units: Units) -> None:
     ]
     holders: dict[str, list[Event]] = {}
     for first, second in pairs:
-        holder = next(path for path in parents(first.path) if is_under(second.path, path))
-        if not any(
-            is_under(e.path, u.path) and (u.path or u.calls(e.path)) for e in (first, second) for u in units.found
-        ):
+        around = (first.path, *parents(first.path))
+        holder = next(path for path in around if path == second.path or is_under(second.path, path))
+        if not any(unit.holds(event) for event in (first, second) for unit in units.found):
             holders.setdefault(holder, []).append(second)
     found = []
     for holder, seconds in holders.items():
