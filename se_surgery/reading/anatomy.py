@@ -1,8 +1,7 @@
 """Anatomy: the graphs of a model's blocks, each with what its nodes did in the run that was looked at.
 
-In: a `Look`. Out: for any block of the model a `Block`: its traced forward, the meta value of every node, the events
-(convolutions, activations, ...) that happened inside every node, and the few questions about them that all rules ask.
-Blocks of equal class, children and plain attributes share one trace.
+In: a `Look`. Out: for any block of the model a `Block`, by any of its methods, in evaluation and in training; and the
+channel axis of its values. Blocks of equal class, children and plain attributes share one trace.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class Anatomy:
         call = self.look.calls[path][0]
         method = method or ("forward" if path else _way_in(original_class(module), call))
         if (path, method) not in self._blocks:
-            view = shallow_view(module, original_class(module), original_state(module))
+            view = shallow_view(original_class(module), original_state(module))
             traced = self.traced(view, call, method, self.training)
             self._blocks[path, method] = Block(self.look, call, view, traced)
         return self._blocks[path, method]

@@ -2,7 +2,7 @@
 
 In: an `Anatomy`. Out: `Unit`s in order of execution, and every candidate that is none with its reason.
 
-Every addition and concatenation of feature maps is a candidate (see `joins`). Blocks without a join are units too where
+Every addition and concatenation of feature maps is a candidate (see `rules`). Blocks without a join are units too where
 they are of a class that elsewhere has a shortcut, or pair a depthwise with a pointwise convolution; a network with no
 unit at all is a plain one, and each of its convolutions is a unit.
 """
