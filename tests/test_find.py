@@ -532,7 +532,21 @@ class Rooted(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Slotted(nn.Module):
+    """Two residual units in one forward, the second of which has an empty slot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.conv3, self.conv4 = (toys.conv(8, 8) for _ in range(4))
+        self.se = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x + self.conv2(F.relu(self.conv1(x))))
+        return F.relu(x + self.se(self.conv4(F.relu(self.conv3(x)))))
+
+
 SEVERAL = {
+    "blocks, a slot": (lambda: toys.Trunk(Slotted()), ("standard", "pre"), 2),
     "root, residual": (Rooted, ("standard", "pre", "post", "identity", "inner"), 2),
     "root, plain": (lambda: Rooted(False), ("standard",), 4),
     "blocks, residual": (toys.TwoUnits, ("standard", "pre", "post", "identity", "inner"), 4),

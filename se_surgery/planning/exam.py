@@ -79,18 +79,23 @@ class Exam:
         units = list(enumerate(self.units.found))
         if site.origin == "se_surgery":
             same = [i for i, unit in units if unit.path == site.unit]
-            record = record_of(site.path, self.seen)
-            if len(same) > 1 and record is not None:
-                # Of the units of one block the one whose place it is.
-                same = [i for i in same if self.is_place(units[i][1], record.placement, record.edges)] or same
+            own = [i for i in same if len(same) == 1 or self._is_servant(units[i][1], site)]
             if same:
-                return same[0]
+                return (own or same)[0]
         around = [(unit.path.count(".") if unit.path else -1, i) for i, unit in units if is_under(site.path, unit.path)]
         deepest = [i for depth, i in around if depth == max(around)[0]]
         for i in deepest:
             if len(deepest) == 1 or self.units.found[i].calls(site.path):
                 return i
         return self._behind(site)
+
+    def _is_servant(self, unit: Unit, site: SESite) -> bool:
+        """Whether an SE of this library serves just this one of the units that its block has."""
+        record = record_of(site.path, self.seen)
+        if record is None or not record.edges:
+            # It fills a slot that a branch calls.
+            return unit.calls(site.path)
+        return self.is_place(unit, record.placement, record.edges)
 
     def _behind(self, site: SESite) -> int | None:
         """The plain unit that an SE follows directly, as an entry of the same Sequential."""
