@@ -276,3 +276,26 @@ class Scaled(nn.Module):
 
 def test_a_number_may_come_before_the_images():
     assert len(plan_se(Scaled(), example_input=(torch.tensor(2.0), images((3, 32, 32)))).sites) == 2
+
+
+# Convolutions and whether they have one filter a channel.
+DEPTHWISE = {
+    "depthwise": (nn.Conv2d(8, 8, 3, groups=8), True),
+    "full": (nn.Conv2d(8, 8, 3), False),
+    "to one map": (nn.Conv2d(8, 1, 3), False),
+    "transposed, depthwise": (nn.ConvTranspose2d(8, 8, 2, groups=8), True),
+    "transposed": (nn.ConvTranspose2d(8, 8, 2), False),
+    "transposed, to one map": (nn.ConvTranspose2d(8, 1, 2), False),
+}
+
+
+@pytest.mark.parametrize("case", DEPTHWISE.values(), ids=DEPTHWISE)
+def test_a_convolution_with_one_filter_a_channel(case):
+    layer, is_depthwise = case
+    (event,) = look(nn.Sequential(layer), (8, 16, 16)).events
+    assert event.kind == "conv" and event.depthwise is is_depthwise and event.channels == 8
+
+
+def test_a_transposed_convolution_to_one_map_makes_no_separable_unit():
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 1, 2, 2), nn.Conv2d(1, 8, 1), nn.ReLU()]
+    assert [site.path for site in plan_se(nn.Sequential(*layers), example_input=(3, 16, 16)).sites] == ["1.se", "4.se"]

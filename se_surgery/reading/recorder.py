@@ -53,7 +53,7 @@ class Recorder(TorchFunctionMode):
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             given = args[0] if args else kwargs["input"]
             channels = given.shape[1 - len(weight.shape)] if given.dim() < weight.dim() else given.shape[1]
-            groups = channels // weight.shape[1]
+            groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
             extra = {"kernel": tuple(weight.shape[2:]), "groups": groups, "channels": channels}
             extra["alone"] = given.dim() in (4, 5) and not is_map(given.shape)
         if kind in ("conv", "linear"):
