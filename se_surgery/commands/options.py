@@ -1,7 +1,7 @@
 """The command line's arguments: their names and their help.
 
 In: a command. Out: the same with an argument for each option of `add_se`, or of what is done with a data set. How the
-text of an argument is read is in `cli_values`; what a value means is checked where it is used.
+text of an argument is read is in `values`; what a value means is checked where it is used.
 """
 
 from __future__ import annotations
