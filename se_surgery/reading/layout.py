@@ -1,6 +1,7 @@
 """Layout: how the axes of a map are laid out, and how the modules of a model.
 
-In: the shape of a map, or paths. Out: its channel axis and its positions; what lies under what.
+In: the shape of a map, gates, or paths. Out: its channel axis and its positions; gates in its rank; what lies under
+what.
 """
 
 from __future__ import annotations
