@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from se_surgery import __version__, add_se, count_costs, find_se, from_pretrained, plan_se, prune_se, save_pretrained
 from se_surgery.commands import app as cli_app
+from se_surgery.commands import cost as cli_cost
 from se_surgery.commands import main as cli
 from se_surgery.commands.main import app
 from se_surgery.commands.report import State, same_outputs
@@ -309,6 +310,15 @@ def test_cost_before_and_after():
     assert re.search(r"\n\nSaved for the backward pass in training: [\d.]+ MiB before, [\d.]+ MiB after \(\+", stdout)
 
 
+def test_cost_says_what_it_cannot_count(monkeypatch):
+    def refuse(*_):
+        raise ValueError("targets should not be none when in training mode")
+
+    monkeypatch.setattr(cli_cost, "saved_bytes", refuse)
+    assert as_json("cost", PLAIN, *SMALL)["saved_bytes"] == [None, None]
+    assert call("cost", PLAIN, *SMALL)[0].endswith("not counted, because it does not train on images alone.\n")
+
+
 def test_cost_of_the_ses_that_are_there(folder):
     assert call("cost", folder, *SMALL)[0].startswith(f"{folder}, without its 4 SEs and with them\n\n")
     data = as_json("cost", folder, *SMALL)
@@ -368,6 +378,8 @@ REFUSED = [
     (["strip", PLAIN, "-o", "out"], "The model has no SE"),
     (["strip", "seresnet18", "--origin", "nobody", "-o", "out"], "origin='nobody' is not known"),
     (["verify", PLAIN], "holds no SE of this library"),
+    (["recipe", PLAIN, *SMALL, "-o", "nosuch/recipe.json"], "'nosuch/recipe.json' cannot be written"),
+    (["recipe", PLAIN, *SMALL, "-o", ".", "--overwrite"], "'.' cannot be written"),
     (["list", "."], "has no model.safetensors. Name a folder that save_pretrained wrote"),
 ]
 

@@ -515,6 +515,57 @@ def test_paths_are_those_of_parts_put_together_anew():
     assert {site.origin for site in sites} == {"se_surgery"}
 
 
+class Rooted(nn.Module):
+    """Two residual units in the model's own forward, or, with `adds` off, as many convolutions in no unit."""
+
+    def __init__(self, adds: bool = True) -> None:
+        super().__init__()
+        self.adds = adds
+        self.stem, self.head = toys.conv(3, 8), nn.Linear(8, 10)
+        self.conv1, self.conv2, self.conv3, self.conv4 = (toys.conv(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for first, second in ((self.conv1, self.conv2), (self.conv3, self.conv4)):
+            y = second(F.relu(first(x)))
+            x = F.relu(x + y) if self.adds else F.relu(y)
+        return self.head(x.mean((2, 3)))
+
+
+class Slotted(nn.Module):
+    """Two residual units in one forward, the second of which has an empty slot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.conv3, self.conv4 = (toys.conv(8, 8) for _ in range(4))
+        self.se = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x + self.conv2(F.relu(self.conv1(x))))
+        return F.relu(x + self.se(self.conv4(F.relu(self.conv3(x)))))
+
+
+SEVERAL = {
+    "blocks, a slot": (lambda: toys.Trunk(Slotted()), ("standard", "pre"), 2),
+    "root, residual": (Rooted, ("standard", "pre", "post", "identity", "inner"), 2),
+    "root, plain": (lambda: Rooted(False), ("standard",), 4),
+    "blocks, residual": (toys.TwoUnits, ("standard", "pre", "post", "identity", "inner"), 4),
+}
+SEVERAL_CASES = [(name, placement) for name, (_, placements, _) in SEVERAL.items() for placement in placements]
+
+
+@pytest.mark.parametrize(("name", "placement"), SEVERAL_CASES)
+def test_of_the_units_of_one_block_each_holds_its_own_se(name, placement):
+    make, _, count = SEVERAL[name]
+    model = add_se(make(), placement, example_input=(3, 32, 32))
+    again = plan_se(model, placement, example_input=(3, 32, 32))
+    assert not again.sites and len(again.existing) == count
+    told = [skip.reason for skip in again.skipped if skip.kind == "held"]
+    assert told == [f"holds an SE already ({site.path})" for site in again.existing]
+    part = nn.Sequential(nn.Identity(), model)
+    assert not plan_se(part, placement, example_input=(3, 32, 32)).sites
+
+
 def test_an_unused_se_is_not_listed():
     """Nor does anything fail: a branch that this forward does not take may hold one."""
     model = build("seresnet18", **NARROW)

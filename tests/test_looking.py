@@ -261,3 +261,41 @@ def test_without_a_classifier_the_last_maps_are_no_scores(name):
     with torch.device("meta"):
         planned = [plan_se(timm.create_model(name, num_classes=classes)) for classes in (10, 0)]
     assert planned[0].sites == planned[1].sites != ()
+
+
+class Scaled(nn.Module):
+    """It takes a number before its images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+    def forward(self, scale: Tensor, x: Tensor) -> Tensor:
+        return F.relu(self.conv2(F.relu(self.conv1(x * scale))))
+
+
+def test_a_number_may_come_before_the_images():
+    assert len(plan_se(Scaled(), example_input=(torch.tensor(2.0), images((3, 32, 32)))).sites) == 2
+
+
+# Convolutions and whether they have one filter a channel.
+DEPTHWISE = {
+    "depthwise": (nn.Conv2d(8, 8, 3, groups=8), True),
+    "full": (nn.Conv2d(8, 8, 3), False),
+    "to one map": (nn.Conv2d(8, 1, 3), False),
+    "transposed, depthwise": (nn.ConvTranspose2d(8, 8, 2, groups=8), True),
+    "transposed": (nn.ConvTranspose2d(8, 8, 2), False),
+    "transposed, to one map": (nn.ConvTranspose2d(8, 1, 2), False),
+}
+
+
+@pytest.mark.parametrize("case", DEPTHWISE.values(), ids=DEPTHWISE)
+def test_a_convolution_with_one_filter_a_channel(case):
+    layer, is_depthwise = case
+    (event,) = look(nn.Sequential(layer), (8, 16, 16)).events
+    assert event.kind == "conv" and event.depthwise is is_depthwise and event.channels == 8
+
+
+def test_a_transposed_convolution_to_one_map_makes_no_separable_unit():
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 1, 2, 2), nn.Conv2d(1, 8, 1), nn.ReLU()]
+    assert [site.path for site in plan_se(nn.Sequential(*layers), example_input=(3, 16, 16)).sites] == ["1.se", "4.se"]

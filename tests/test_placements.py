@@ -438,6 +438,157 @@ def test_inner_of_a_block_without_children():
     assert_same(run(model, x), run(base, x))
 
 
+class BareAlike(nn.Module):
+    """Convolutions without modules whose maps are all of one shape: k = 1, 3 and 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight1, self.weight2, self.weight3 = (nn.Parameter(torch.randn(8, 8, k, k) / 8) for k in (1, 3, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.gelu(F.conv2d(x, self.weight1))
+        y = F.gelu(F.conv2d(y, self.weight2, padding=1))
+        return x + F.conv2d(y, self.weight3)
+
+
+def test_inner_tells_convolutions_without_modules_apart():
+    base = toys.Trunk(BareAlike(), BareAlike()).eval()
+    model, x = add_se(copied(base), "inner"), images((3, 32, 32))
+    assert half_open(model) == 2
+    for block in base.blocks:
+        block.weight3.data *= 0.5
+    assert_same(run(model, x), run(base, x))
+
+
+class BareSeparable(nn.Module):
+    """A depthwise and a pointwise convolution, both without modules; with `adds` they are a residual branch."""
+
+    def __init__(self, adds: bool = False) -> None:
+        super().__init__()
+        self.adds = adds
+        self.depthwise, self.pointwise = nn.Parameter(torch.randn(8, 1, 3, 3)), nn.Parameter(torch.randn(8, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(F.conv2d(x, self.depthwise, padding=1, groups=8))
+        y = F.conv2d(y, self.pointwise)
+        return x + y if self.adds else F.relu(y)
+
+
+class BareRoot(toys.Trunk):
+    """The same in the model's own forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise, self.pointwise = nn.Parameter(torch.randn(8, 1, 3, 3)), nn.Parameter(torch.randn(8, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(self.stem(x), self.depthwise, padding=1, groups=8)
+        return self.head(F.relu(F.conv2d(x, self.pointwise)).mean((2, 3)))
+
+
+SEPARABLE = {
+    "blocks": (lambda: toys.Trunk(BareSeparable(), BareSeparable()), ["blocks.0", "blocks.1"]),
+    "residual": (lambda: toys.Trunk(BareSeparable(True), BareSeparable(True)), ["blocks.0", "blocks.1"]),
+    "root": (BareRoot, [""]),
+}
+
+
+@pytest.mark.parametrize("case", SEPARABLE.values(), ids=SEPARABLE)
+def test_depthwise_separable_convolutions_without_modules(case):
+    """The pointwise one is halved, or what makes its map."""
+    make, units = case
+    base = make().eval()
+    model, x = add_se(copied(base)), images((3, 32, 32))
+    assert [site.unit for site in plan_se(base).sites] == units
+    assert half_open(model) == len(units)
+    for path in units:
+        base.get_submodule(path).pointwise.data *= 0.5
+    assert_same(run(model, x), run(base, x))
+
+
+class BiasedShortcut(toys.Basic):
+    """The shortcut goes through an addition of its own, behind which the branch does not look."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+        self.offset, self.halved = nn.Parameter(torch.randn(1, 8, 1, 1)), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return y + ((x * 0.5 if self.halved else x) + self.offset)
+
+
+def test_identity_of_a_shortcut_with_an_addition_of_its_own():
+    base = toys.Trunk(BiasedShortcut(), BiasedShortcut()).eval()
+    model, x = add_se(copied(base), "identity"), images((3, 32, 32))
+    assert half_open(model) == 2
+    for block in base.blocks:
+        block.halved = True
+    assert_same(run(model, x), run(base, x))
+
+
+class Plain(nn.Module):
+    """Convolutions in a method that timm's models call `forward_features`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.head = toys.conv(3, 8), toys.conv(8, 8), nn.Linear(8, 10)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv2(F.relu(self.conv1(x))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.forward_features(x).mean((2, 3)))
+
+
+class CallsSuper(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+class CallsAnother(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scores(x)
+
+    def scores(self, x: Tensor) -> Tensor:
+        return self.head(self.forward_features(x).mean((2, 3)))
+
+
+class CallsNothing(Plain):
+    """Its forward does it all by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.conv2(F.relu(self.conv1(x)))).mean((2, 3)))
+
+
+class TakesMore(Plain):
+    def forward(self, x: Tensor, twice: bool) -> Tensor:
+        return super().forward(x) * (2 if twice else 1)
+
+
+WAYS_IN = {
+    Plain: "forward_features",
+    CallsSuper: "forward_features",
+    CallsAnother: "forward_features",
+    CallsNothing: "forward",
+    TakesMore: "forward",
+}
+
+
+@pytest.mark.parametrize("network", WAYS_IN, ids=lambda network: network.__name__)
+def test_the_method_that_is_operated_on_is_one_that_the_forward_calls(network):
+    base, x = network().eval(), images((3, 32, 32))
+    given = (x, True) if network is TakesMore else (x,)
+    model = add_se(copied(base), example_input=given)
+    sites = plan_se(base, example_input=given).sites
+    assert [edge.method for site in sites for edge in site.edges] == [WAYS_IN[network]] * 2
+    assert half_open(model) == 2
+    for module in (base.conv1, base.conv2):
+        module.weight.data *= 0.5
+    with torch.no_grad():
+        assert_same([model(*given)], [base(*given)])
+
+
 class ConvNormAct(nn.Module):
     def __init__(self, inputs: int, act: nn.Module) -> None:
         super().__init__()

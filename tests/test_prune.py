@@ -123,6 +123,23 @@ def test_every_se_keeps_one_and_the_flags_stay() -> None:
     model(images()).sum().backward()
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_every_module_trains_or_evaluates_as_before(training: bool) -> None:
+    model = operated().train(training)
+    model.layer1[0].se.fc1.train(not training)
+    before = {path: module.training for path, module in model.named_modules()}
+    prune_se(model, 0.5, example_input=SIZE)
+    assert {path: module.training for path, module in model.named_modules()} == before
+
+
+def test_an_se_in_two_places_is_narrowed_in_both() -> None:
+    model = timm.create_model("seresnet18")
+    model.layer1[1].se = model.layer1[0].se
+    before = model.layer1[0].se.fc1.out_channels
+    prune_se(model, 0.9, where="layer1.0.se", example_input=SIZE)
+    assert model.layer1[1].se is model.layer1[0].se and model.layer1[0].se.fc1.out_channels < before
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("loader", [None, data()], ids=["magnitude", "gradients"])
 def test_where_gradients_are_off_the_same_goes(mode: Any, loader: Any) -> None:

@@ -26,6 +26,7 @@ from patients import (
     snapshot,
 )
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 
 from se_surgery import PatientError, SqueezeExcite, SurgeryError, add_se, apply_recipe, find_se, recipe_of, strip_se
@@ -448,6 +449,46 @@ def test_a_part_of_the_native_ses_is_taken():
     ]
     for path in ("layer2.1.se", "layer4.1.se"):
         base.get_submodule(path).register_forward_hook(lambda module, args, output: args[0])
+    assert_same(run(model, x), run(base, x))
+
+
+class GivenSE(toys.FunctionalBlock):
+    """A block that is given its SE; others may be given the same one."""
+
+    def __init__(self, se: nn.Module) -> None:
+        super().__init__(8)
+        self.se = se
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.se(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))))
+
+
+def sharing() -> nn.Module:
+    torch.manual_seed(3)
+    se = toys.SequenceSE(8)
+    return randomise(toys.Trunk(GivenSE(se), GivenSE(se))).eval()
+
+
+def test_a_native_se_in_two_places_is_taken_out_of_both():
+    base, x = sharing(), images((3, 32, 32))
+    model = copied(base)
+    assert [site.path for site in find_se(model)] == ["blocks.0.se"]
+    strip_se(model)
+    assert not find_se(model) and not any(isinstance(module, toys.SequenceSE) for module in model.modules())
+    base.blocks[0].se.register_forward_hook(lambda module, args, output: args[0])
+    assert_same(run(model, x), run(base, x))
+    assert model.state_dict().keys() == apply_recipe(sharing(), recipe_of(model)).state_dict().keys()
+
+
+def test_a_native_se_in_two_places_is_replaced_in_both_and_comes_back():
+    base, x = sharing(), images((3, 32, 32))
+    model = copied(base)
+    with pytest.raises(SurgeryError, match="Nothing to do"):
+        add_se(model)
+    add_se(model, existing="replace")
+    assert [site.origin for site in find_se(model)] == ["se_surgery", "se_surgery"]
+    strip_se(model, origin="se_surgery")
+    assert model.blocks[0].se is model.blocks[1].se
     assert_same(run(model, x), run(base, x))
 
 

@@ -60,7 +60,7 @@ def _saved(network: nn.Module, image: Sequence[int]) -> int | None:
 
 def _saved_text(before: int | None, after: int | None) -> str:
     if not before or not after:
-        return ""
+        return "\n\nSaved for the backward pass in training: not counted, because it does not train on images alone."
     first, second = (f"{number / 2**20:.2f} MiB" for number in (before, after))
     return f"\n\nSaved for the backward pass in training: {first} before, {second} after ({after / before - 1:+.2%})."
 

@@ -111,7 +111,7 @@ def shown_pictures(
         data: A folder, or timm's name of a data set.
         size: The size of the images, or None.
         device: Where the model is to run.
-        options: The others of `cli_options.takes_data`.
+        options: The others of `options.takes_data`.
 
     Raises:
         SurgeryError: The data or the device is of no use.

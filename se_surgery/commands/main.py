@@ -190,7 +190,10 @@ def recipe(
     if output is None:
         typer.echo(text)
         return
-    output.write_text(text + "\n", encoding="utf-8")
+    try:
+        output.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OptionError(f"{str(output)!r} cannot be written ({error}). Name a file in a folder.") from error
     typer.echo(f"Written to {output}.")
 
 

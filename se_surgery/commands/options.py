@@ -1,6 +1,7 @@
-"""The command line's arguments: their names, their help, and how their text is read.
+"""The command line's arguments: their names and their help.
 
-In: text. Out: the values that `add_se` takes. What a value means is checked there; here only its form is.
+In: a command. Out: the same with an argument for each option of `add_se`, or of what is done with a data set. How the
+text of an argument is read is in `values`; what a value means is checked where it is used.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import ArtefactError
 
+# What timm builds any base with any recipe as.
 ARCHITECTURE = "se_surgery"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

@@ -20,9 +20,7 @@ from torch import Tensor
 from ..errors import CheckpointError, OptionError, SurgeryError
 from ..planning.options import Options
 from ..surgery.schema import check_recipe
-
-# The entry of a safetensors file's metadata in which this library writes what a model is.
-OWN = "se_surgery"
+from .artefact import OWN
 
 
 @dataclass(frozen=True)

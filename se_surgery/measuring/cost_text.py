@@ -1,6 +1,6 @@
 """Cost, as tables: each part of a model before and after, and the whole.
 
-In: the costs of the parts. Out: parts as `show` has them, or text without colours.
+In: the costs of the parts. Out: parts as `tables` has them, or text without colours.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from ..files.sources import FOREIGN, KEYS, READ, Checkpoint, as_dict, fetch
 from ..files.stem import fit_stems
 from ..files.strict import checked
 from ..planning.options import Options
-from ..records import BASE, implants
+from ..records import BASE, implanted
 from ..surgery.graft import add_se
 from ..surgery.recipe import recipe_of, replay
 from . import tv
@@ -146,8 +146,8 @@ def build(
 
 def _se_keys(model: nn.Module) -> set[str]:
     """The keys of every SE that the surgery put in."""
-    paths = [f"{path}.{record.name}.".lstrip(".") for path, host in model.named_modules() for record in implants(host)]
-    return {key for key in model.state_dict() if key.startswith(tuple(paths))} if paths else set()
+    paths = tuple(f"{path}." for path in implanted(model))
+    return {key for key in model.state_dict() if key.startswith(paths)}
 
 
 def _holds_ses(checkpoint: Checkpoint, sketch: nn.Module) -> bool:

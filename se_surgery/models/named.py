@@ -11,14 +11,12 @@ from typing import Any
 from torch import nn
 
 from ..errors import OptionError
-from ..files.artefact import refuse_mix, take_digest
+from ..files.artefact import ARCHITECTURE, refuse_mix, take_digest
 from ..files.sources import Checkpoint
 from ..surgery.recipe import recipe_of
 from ..surgery.schema import check_recipe
 from .catalog import shipped_recipe
 from .entry import adding, build, following, split_options
-
-GENERIC = "se_surgery"
 
 
 def by_options(name: str, base: Any, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -78,7 +76,7 @@ def by_a_user(name: str, base: Any, pretrained: bool = False, se: Any = None, **
     options, rest = split_options(kwargs)
     if options:
         raise OptionError(f"{name!r} was registered with its options. Leave se_{sorted(options)[0]} out.")
-    model = build(GENERIC, base, adding(se), pretrained=pretrained, **rest)
+    model = build(ARCHITECTURE, base, adding(se), pretrained=pretrained, **rest)
     if not rest.get("features_only"):
         # What timm saves.
         model._model_args |= {"base": base, "recipe": recipe_of(model)}  # type: ignore[operator]

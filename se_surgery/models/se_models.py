@@ -21,11 +21,11 @@ from torch import nn
 
 from .. import backbones  # noqa: F401 - its names are bases, which have to be in timm's registry before those made of them
 from ..errors import OptionError, SurgeryError
+from ..files.artefact import ARCHITECTURE
 from . import tv
 from .bases import OWN_MODULE, TORCHVISION, is_base
 from .catalog import named_bases, recipe_names, shipped_recipe
 
-GENERIC = "se_surgery"
 __all__: list[str] = []
 # What timm's `register_model` reads the weights of a name from.
 default_cfgs: dict[str, DefaultCfg] = {}
@@ -134,7 +134,7 @@ def _timm_weights(base: str) -> dict[str, PretrainedCfg]:
 
 def _register_all() -> None:
     names = named_bases()
-    table: dict[str, tuple[str | None, str]] = {GENERIC: (None, "generic")}
+    table: dict[str, tuple[str | None, str]] = {ARCHITECTURE: (None, "generic")}
     table.update({f"se_{base}": (base, "by_options") for base in names["timm"] if is_model(base)})
     if importlib.util.find_spec("torchvision") is not None:
         full = {base: TORCHVISION + base for base in names["torchvision"]}

@@ -17,12 +17,12 @@ from ..errors import PatientError
 from ..reading.anatomy import Anatomy
 from ..reading.layout import is_under
 from ..reading.look import Look, look
-from ..records import implants
-from ..structure.find import SESite, sites_in
+from ..records import Edge
+from ..structure.find import SESite, record_of, sites_in
 from ..structure.stages import Stages
 from ..structure.unit import Unit
 from ..structure.units import Units, recognise
-from .placements import PLACEMENTS, NoPlace, place
+from .placements import PLACEMENTS, NoPlace, place, places
 
 
 class Exam:
@@ -56,20 +56,32 @@ class Exam:
             return False
         return True
 
+    def is_place(self, unit: Unit, placement: str, edges: tuple[Edge, ...]) -> bool:
+        """Whether a placement's edges in a unit are these, wherever its block is by now."""
+        try:
+            found = places(self.anatomy, unit, placement)
+        except NoPlace:
+            return False
+        return [replace(edge, owner="") for edge in found] == [replace(edge, owner="") for edge in edges]
+
     def _assign(self, site: SESite) -> None:
-        """Note an SE with the unit it serves; one that serves none keeps the module that holds it."""
-        index = self._unit_of(site)
-        if index is not None:
-            site = replace(site, unit=self.units.found[index].path)
-            self.held[index].append(site)
-        self.existing.append(site)
+        """Note an SE with the unit it serves, in each of its places; one that serves none keeps what holds it."""
+        for path in self.seen.everywhere(site.path):
+            here = replace(site, path=path)
+            index = self._unit_of(here)
+            if index is not None:
+                here = replace(here, unit=self.units.found[index].path)
+                self.held[index].append(here)
+            if path == site.path:
+                self.existing.append(here)
 
     def _unit_of(self, site: SESite) -> int | None:
         units = list(enumerate(self.units.found))
         if site.origin == "se_surgery":
-            exact = [i for i, unit in units if unit.path == site.unit and _is_servant(unit, site)]
-            if exact:
-                return exact[0]
+            same = [i for i, unit in units if unit.path == site.unit]
+            own = [i for i in same if len(same) == 1 or self._is_servant(units[i][1], site)]
+            if same:
+                return (own or same)[0]
         around = [(unit.path.count(".") if unit.path else -1, i) for i, unit in units if is_under(site.path, unit.path)]
         deepest = [i for depth, i in around if depth == max(around)[0]]
         for i in deepest:
@@ -77,8 +89,18 @@ class Exam:
                 return i
         return self._behind(site)
 
+    def _is_servant(self, unit: Unit, site: SESite) -> bool:
+        """Whether an SE of this library serves just this one of the units that its block has."""
+        record = record_of(site.path, self.seen)
+        if record is None or not record.edges:
+            # It fills a slot that a branch calls.
+            return unit.calls(site.path)
+        return self.is_place(unit, record.placement, record.edges)
+
     def _behind(self, site: SESite) -> int | None:
         """The plain unit that an SE follows directly, as an entry of the same Sequential."""
+        if site.path not in self.seen.calls:
+            return None
         start = self.seen.calls[site.path][0].start
         before = [(unit.end, i) for i, unit in enumerate(self.units.found) if unit.end < start and unit.kind == "plain"]
         if not before:
@@ -86,15 +108,6 @@ class Exam:
         end, index = max(before)
         between = any(event.kind == "conv" and end < event.clock < start for event in self.seen.events)
         return None if between else index
-
-
-def _is_servant(unit: Unit, site: SESite) -> bool:
-    """Whether an implant serves this one of the units its block has."""
-    record = next((i for i in implants(unit.block.look.modules[unit.path]) if site.path.endswith("." + i.name)), None)
-    if record is None or not record.edges or unit.kind == "plain":
-        return True
-    names = {node.name for node in unit.nodes} | ({unit.join.name} if unit.join else set())
-    return record.edges[0].producer in names or bool(names & set(record.edges[0].consumers))
 
 
 # Wrappers are known by name: importing torch.distributed's to compare classes would cost more than the surgery.

@@ -182,7 +182,12 @@ def _on_shortcut(anatomy: Anatomy, unit: Unit) -> Edge:
 
 
 def _taker(block: Block, join: fx.Node, operand: fx.Node) -> fx.Node:
-    return join if operand in join.all_input_nodes else next(user for user in operand.users)
+    """The node that takes an operand into a join: the join itself, or one of the additions that are a part of it."""
+    sums = [join]
+    while operand not in sums[0].all_input_nodes:
+        taker, *others = sums
+        sums = [*others, *(source for source in taker.all_input_nodes if block.kind(source) == "add")]
+    return sums[0]
 
 
 # -------------------------------------------------------------------------------------------------------------- inner

@@ -30,12 +30,12 @@ class Outcome(NamedTuple):
 
 
 def no_way(error: Exception) -> Outcome:
-    """The outcome where the base itself cannot do something."""
+    """The outcome where the base itself cannot do something, by any error: which it is, is up to the model's code."""
     return Outcome(None, f"the base has no such way: {reason(error)}")
 
 
 def blocked(error: Exception) -> Outcome:
-    """The outcome where only the operated model cannot do something."""
+    """The outcome where only the operated model cannot do something, by any error: a broken promise, which is shown."""
     return Outcome(False, f"the base can, the operated model cannot: {reason(error)}")
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..errors import NothingToDoError, PatientError, ProbeError, VerifyError
 from ..planning.exam import Exam, refuse_unfit
-from ..records import implants
+from ..records import implanted
 from ..surgery.graft import copied
 from .compare import Outcome, blocked, outputs_of, reason, same_tensors
 from .lives import lost_class
@@ -149,10 +149,10 @@ def trials(model: nn.Module, example_input: Any = None, *, thorough: bool = True
         raise PatientError("The model is on the meta device and cannot be run. Load its weights, then verify.")
     exam = Exam(model, example_input)
     sites = [site for site in exam.existing if site.origin == "se_surgery"]
-    implanted = {f"{path}.{i.name}".strip(".") for path, module in model.named_modules() for i in implants(module)}
-    if not sites and not implanted:
+    ours = implanted(model)
+    if not sites and not ours:
         raise NothingToDoError("The model holds no SE of this library. Operate first, then verify.")
-    lost = sorted(implanted - {site.path for site in sites})
+    lost = sorted(set(ours) - {site.path for site in sites})
     if lost:
         detail = f"{lost[0]} is never called; its block has lost the forward that surgery gave it"
         return [Trial("calls", lambda: Outcome(False, detail))]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, NothingToDoError, OptionError, PatientError, SurgeryError
-from ..gates.feed import batches, evaluating, runnable
+from ..gates.feed import batches, evaluating, modes_kept, runnable
 from ..gates.scores import class_scores
 from ..gates.shards import attempt, total
 from ..planning.exam import Exam, refuse_unfit
@@ -98,9 +98,15 @@ def _narrow(model: nn.Module, hidden: list[_Hidden], ratio: float) -> None:
         before = widths(model)
         for one, channels in zip(hidden, doomed, strict=True):
             if channels:
-                holder, _, name = one.path.rpartition(".")
-                journal.open(modules[holder])._modules[name] = one.without(channels)
+                _put(journal, model, modules[one.path], one.without(channels))
         append_operation(journal, model, {"op": "prune", "sites": difference(before, widths(model))})
+
+
+def _put(journal: Journal, model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module where another one is, in all of its places."""
+    for holder in model.modules():
+        for name in [name for name, child in holder._modules.items() if child is old]:
+            journal.open(holder)._modules[name] = new
 
 
 def _layers(se: nn.Module) -> list[nn.Module]:
@@ -134,7 +140,6 @@ class _Hidden:
     function: Any
     importance: Tensor
     flags: dict[str, bool]
-    training: bool
 
     def without(self, channels: list[int]) -> nn.Module:
         """The copy without some channels of its hidden layer."""
@@ -159,7 +164,8 @@ def _hidden(pruning: Any, exam: Exam, site: SESite, gradients: dict[str, Tensor]
             parameter.grad = gradients[f"{site.path}.{name}"].to(parameter)
     try:
         x = torch.ones(given.shape, device=reference.device, dtype=reference.dtype)
-        graph = pruning.DependencyGraph().build_dependency(patient, example_inputs=x, verbose=False)
+        with modes_kept(patient):
+            graph = pruning.DependencyGraph().build_dependency(patient, example_inputs=x, verbose=False)
         function = graph.get_pruner_of_module(layer).prune_out_channels
         group = graph.get_pruning_group(layer, function, list(range(site.rd_channels or 0)))
         score = pruning.importance.GroupTaylorImportance if gradients else pruning.importance.GroupMagnitudeImportance
@@ -168,7 +174,7 @@ def _hidden(pruning: Any, exam: Exam, site: SESite, gradients: dict[str, Tensor]
         raise SurgeryError(
             f"torch-pruning cannot see through {site.path!r} ({type(se).__name__}: {error}). Leave it out with where."
         ) from error
-    return _Hidden(site.path, patient, graph, layer, function, importance, flags, se.training)
+    return _Hidden(site.path, patient, graph, layer, function, importance, flags)
 
 
 def _least(importances: list[Tensor], ratio: float) -> list[list[int]]:

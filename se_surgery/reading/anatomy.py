@@ -1,14 +1,16 @@
 """Anatomy: the graphs of a model's blocks, each with what its nodes did in the run that was looked at.
 
-In: a `Look`. Out: for any block of the model a `Block`: its traced forward, the meta value of every node, the events
-(convolutions, activations, ...) that happened inside every node, and the few questions about them that all rules ask.
-Blocks of equal class, children and plain attributes share one trace.
+In: a `Look`. Out: for any block of the model a `Block`, by any of its methods, in evaluation and in training; and the
+channel axis of its values. Blocks of equal class, children and plain attributes share one trace.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from functools import cached_property
+from types import CodeType
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -49,11 +51,10 @@ class Anatomy:
             TraceError: The method cannot be written as a graph.
         """
         module = self.look.modules[path]
-        # A timm model's forward calls its forward_features; what stands in there is reached from elsewhere too.
-        method = method or ("forward_features" if not path and hasattr(module, "forward_features") else "forward")
+        call = self.look.calls[path][0]
+        method = method or ("forward" if path else _way_in(original_class(module), call))
         if (path, method) not in self._blocks:
-            view = shallow_view(module, original_class(module), original_state(module))
-            call = self.look.calls[path][0]
+            view = shallow_view(original_class(module), original_state(module))
             traced = self.traced(view, call, method, self.training)
             self._blocks[path, method] = Block(self.look, call, view, traced)
         return self._blocks[path, method]
@@ -100,11 +101,9 @@ class Anatomy:
         names = [name for name in dir(cls) if name.startswith("forward_") and callable(getattr(cls, name))]
         blocks = []
         for name in names if path else []:
-            try:
-                inspect.signature(getattr(cls, name)).bind(None, *call.args, **call.kwargs)
-                blocks.append(self.block(path, name))
-            except (TypeError, TraceError):
-                continue
+            if _takes(cls, name, call):
+                with contextlib.suppress(TraceError):
+                    blocks.append(self.block(path, name))
         return blocks
 
     def traced(self, view: nn.Module, call: Call, method: str, training: bool) -> Trace:
@@ -128,6 +127,45 @@ class Anatomy:
         children = tuple((name, _class_tree(child)) for name, child in module._modules.items())
         tensors = tuple((name, t is None) for name, t in (*module._parameters.items(), *module._buffers.items()))
         return (type(module), tuple(sorted(state.items(), key=lambda item: item[0])), children, tensors)
+
+
+def _way_in(cls: type[nn.Module], call: Call) -> str:
+    """The method that a whole model is operated on in.
+
+    A timm model's forward calls its forward_features; what stands in there is reached from elsewhere, too.
+    """
+    inner = "forward_features"
+    is_called = hasattr(cls, inner) and inner in _names_in(cls, "forward")
+    return inner if is_called and _takes(cls, inner, call) else "forward"
+
+
+def _takes(cls: type[nn.Module], method: str, call: Call) -> bool:
+    """Whether a method takes what another one was called with."""
+    try:
+        inspect.signature(getattr(cls, method)).bind(None, *call.args, **call.kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+def _names_in(cls: type[nn.Module], method: str) -> set[str]:
+    """The names of the attributes that a method reads, and of those that the methods among these read."""
+    found: set[str] = set()
+    waiting = {method}
+    while waiting:
+        found |= waiting
+        waiting = {name for read in waiting for code in _codes(cls, read) for name in code.co_names} - found
+    return found
+
+
+def _codes(cls: type[nn.Module], method: str) -> Iterator[CodeType]:
+    """The code of a method, and where that goes on with `super()`, the code of the one that it overrides."""
+    for base in (base for base in cls.__mro__ if method in base.__dict__):
+        code = getattr(inspect.unwrap(base.__dict__[method]), "__code__", None)
+        if code is not None:
+            yield code
+            if "super" not in code.co_names:
+                return
 
 
 def _refuse_instance_forward(view: nn.Module) -> None:

@@ -92,18 +92,22 @@ class Block:
         if node.op == "call_module":
             call = self.calls.get(node.name)
             return tuple(e for e in self.look.during(call) if e.spatial and e.kind != "squeeze") if call else ()
-        kind = self.kind(node)
-        if kind in (None, "squeeze") or not self.is_map(node):
-            return ()
-        event = Event(-1, kind, self.path, tuple(self.value(node).shape))
-        return (next((own for own in self._own.get(kind, []) if own.shape == event.shape), event),)
+        return (self._own[node.name],) if node.name in self._own else ()
 
     @cached_property
-    def _own(self) -> dict[str, list[Event]]:
-        grouped: dict[str, list[Event]] = {}
+    def _own(self) -> dict[str, Event]:
+        """The events of the block's own forward, by node: the n-th node of a kind and shape is the n-th such event."""
+        waiting: dict[tuple[str, tuple[int, ...]], list[Event]] = {}
         for event in self.look.own(self.call):
-            grouped.setdefault(event.kind, []).append(event)
-        return grouped
+            waiting.setdefault((event.kind, event.shape), []).append(event)
+        matched = {}
+        for node in self.nodes:
+            kind = self.kind(node)
+            if kind not in (None, "squeeze") and self.is_map(node):
+                shape = tuple(self.value(node).shape)
+                left = waiting.get((kind, shape))
+                matched[node.name] = left.pop(0) if left else Event(-1, kind, self.path, shape)
+        return matched
 
     def script(self, nodes: list[fx.Node]) -> str:
         """The convolutions (c) and activations (a) of some nodes, in order of execution, as a string."""

@@ -1,4 +1,8 @@
-"""Layout: the channel axis of a map and its positions, by its shape; what lies under what, by its path."""
+"""Layout: how the axes of a map are laid out, and how the modules of a model.
+
+In: the shape of a map, gates, or paths. Out: its channel axis and its positions; gates in its rank; what lies under
+what.
+"""
 
 from __future__ import annotations
 

@@ -65,6 +65,11 @@ class Look:
         paths = self.model.named_modules(remove_duplicate=False)
         return {path: first[id(module)] for path, module in paths if path != first[id(module)]}
 
+    def everywhere(self, path: str) -> list[str]:
+        """The path of a module and its others, one for each module that holds it."""
+        others = [other for other, first in self.aliases.items() if first == path]
+        return [path, *(other for other in others if other.rpartition(".")[0] in self.modules)]
+
     def inside(self, call: Call, path: str) -> list[Call]:
         """The calls of the module at `path` inside another call."""
         calls = self.calls.get(self.aliases.get(path, path), [])

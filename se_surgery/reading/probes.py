@@ -118,7 +118,7 @@ def check_batch(args: tuple[Any, ...], output: Any) -> None:
 
     A `view(-1, n)` on a map of the wrong size mixes images: the batch that comes out is not the one that went in.
     """
-    shapes = [leaf.shape for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
+    shapes = [leaf.shape for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim()]
     leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.dim()]
     if len(leaves) == 1 and shapes and leaves[0].shape[0] != shapes[0][0]:
         raise BatchMixedError(f"a batch of {shapes[0][0]} came out as a batch of {leaves[0].shape[0]}")

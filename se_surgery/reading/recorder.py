@@ -19,6 +19,7 @@ from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from .effects import is_container
 from .events import KINDS, MAXIMA, Call, Event, is_gate, is_like_first, is_map
 
 
@@ -52,7 +53,7 @@ class Recorder(TorchFunctionMode):
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             given = args[0] if args else kwargs["input"]
             channels = given.shape[1 - len(weight.shape)] if given.dim() < weight.dim() else given.shape[1]
-            groups = channels // weight.shape[1]
+            groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
             extra = {"kernel": tuple(weight.shape[2:]), "groups": groups, "channels": channels}
             extra["alone"] = given.dim() in (4, 5) and not is_map(given.shape)
         if kind in ("conv", "linear"):
@@ -103,7 +104,6 @@ def to_meta(value: Any) -> Any:
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _HOOK_FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
 _OWN = frozenset(nn.Module().__dict__)
-_CONTAINERS = (list, dict, set)
 # Those that register_module_forward_hook and its like keep for all modules of the process.
 _GLOBAL_HOOKS = (module_hooks._global_forward_hooks, module_hooks._global_forward_pre_hooks)
 
@@ -130,7 +130,7 @@ def on_the_table(modules: dict[str, nn.Module], recorder: Recorder) -> Iterator[
             state = module.__dict__
             state["training"] = False
             # What a forward appends to or sets in a container of its own goes with the copy.
-            state.update({k: copy.copy(v) for k, v in state.items() if k not in _OWN and isinstance(v, _CONTAINERS)})
+            state.update({k: copy.copy(v) for k, v in state.items() if k not in _OWN and is_container(v)})
             state.update({name: OrderedDict() for name in (*_HOOKS, *_HOOK_FLAGS) if name in state})
             state["_forward_pre_hooks"] = OrderedDict({0: recorder.enter(path)})
             state["_forward_pre_hooks_with_kwargs"] = OrderedDict({0: True})

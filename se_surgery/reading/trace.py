@@ -158,8 +158,8 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a)
 
 
-def shallow_view(block: nn.Module, cls: type, state: dict[str, Any]) -> nn.Module:
-    """A module of class `cls` over `state`: the block as it was before surgery, without touching the block.
+def shallow_view(cls: type, state: dict[str, Any]) -> nn.Module:
+    """A module of class `cls` over `state`: a block as it was before surgery, without touching the block.
 
     Parameters, buffers and children are the block's own; the containers that hold them, and any other list, dict or
     set, are copies, so that a forward that writes to `self` writes to the view.
@@ -214,7 +214,7 @@ def trace(block: nn.Module, call: Call, *, method: str = "forward", training: bo
         TraceError: The method cannot be written as a graph, with the reason.
     """
     reads: dict[str, Any] = {}
-    view = shallow_view(block, _watched(type(block), reads), {**block.__dict__, "training": training})
+    view = shallow_view(_watched(type(block), reads), {**block.__dict__, "training": training})
     function = getattr(type(block), method)
     signature = inspect.signature(function)
     signature = signature.replace(parameters=list(signature.parameters.values())[1:])

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from timm.layers import create_act_layer, create_attn, make_divisible
+from timm.layers import create_act_layer, create_attn, get_attn, make_divisible
 from torch import Tensor, nn
 from torch._jit_internal import is_scripting
 
@@ -39,7 +39,7 @@ GATES: dict[str, Gate] = {
     "relu": Gate(nn.ReLU, 0.0),
 }
 # Table 11 of the paper.
-SQUEEZES = {"avg": torch.mean, "max": torch.amax}
+SQUEEZES = ("avg", "max")
 # timm's attention modules that keep the shape and add little arithmetic.
 LIGHT_ATTENTION = ("ese", "eca", "ecam", "ceca", "gc", "gca", "cbam", "lcbam")
 INITS = ("identity", "paper")
@@ -240,8 +240,6 @@ class Attention(nn.Module):
 
 def attention(name: str, channels: int, rd_channels: int) -> nn.Module:
     """Timm's attention module `name`, with the hidden width where it takes one."""
-    from timm.layers import get_attn
-
     takes = inspect.signature(get_attn(name).__init__).parameters
     options = {"rd_channels": rd_channels} if "rd_channels" in takes else {}
     return create_attn(name, channels, **options)  # type: ignore[no-any-return]

@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 
 from ..planning.exam import Exam
-from ..planning.placements import NoPlace, places
 from ..planning.plan import Plan, Site, Skipped
 from ..records import implants
 from ..structure.find import SESite
@@ -110,7 +109,7 @@ def _units(plan: Plan) -> Iterator[_Drawn]:
     skipped = [skip for skip in plan.skipped if skip.is_unit]
     gone = {path for site in plan.sites for path in site.replaces}
     for index, unit in enumerate(exam.units.found):
-        site = next((site for site in sites if site.unit == unit.path and _is_its(exam, unit, site, sites)), None)
+        site = next((site for site in sites if site.unit == unit.path and _is_its(exam, unit, site)), None)
         skip = None if site else next((skip for skip in skipped if skip.unit == unit.path), None)
         # Two units of one block have one path: each outcome is for one of them.
         if site:
@@ -121,13 +120,9 @@ def _units(plan: Plan) -> Iterator[_Drawn]:
         yield _Drawn(unit.path, unit.kind, exam.stage_of(unit), site, there, skip)
 
 
-def _is_its(exam: Exam, unit: Unit, site: Site, sites: Sequence[Site]) -> bool:
-    if sum(other.path == unit.path for other in exam.units.found) == 1:
-        return True
-    try:
-        return places(exam.anatomy, unit, site.placement) == site.edges
-    except NoPlace:
-        return False
+def _is_its(exam: Exam, unit: Unit, site: Site) -> bool:
+    alone = sum(other.path == unit.path for other in exam.units.found) == 1
+    return alone or exam.is_place(unit, site.placement, site.edges)
 
 
 def _placement_of(exam: Exam, unit: Unit, se: SESite) -> str:
@@ -136,7 +131,7 @@ def _placement_of(exam: Exam, unit: Unit, se: SESite) -> str:
     ours = next((implant for implant in implants(exam.seen.modules[host]) if implant.name == name), None)
     if ours is not None:
         return ours.placement
-    end = exam.seen.calls[se.path][-1].end
+    end = exam.seen.calls[exam.seen.aliases.get(se.path, se.path)][-1].end
     return "inner" if any(event.clock > end for event in unit.block.convolutions(unit.nodes)) else "standard"
 
 

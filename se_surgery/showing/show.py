@@ -1,7 +1,7 @@
-"""Show: plans, lists of SEs and what looking at a model tells, as tables for people to read.
+"""Show: plans, SEs, their gates and what they are worth, and what looking at a model tells, for people to read.
 
-In: a `Plan`, an `Exam`, or SEs. Out: parts, each a paragraph or a table, and text without colours that has them all.
-What notebooks show is made of the same parts (see `notebook`).
+In: a `Plan`, SEs, `Excitations`, a `Tradeoff` or an `Exam`. Out: parts, each a paragraph or a table, or text that has
+them all. What notebooks show is made of the same parts (see `notebook`).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..reading.events import Call, is_map
-from ..reading.layout import channel_axis
+from ..reading.layout import channel_axis, is_under
 from ..reading.look import Look
 from ..records import Implant, implants, is_implant
 from .stages import Stages
@@ -64,7 +64,7 @@ def sites_in(seen: Look, stages: Stages) -> list[SESite]:
 
 def _inside(path: str, found: list[tuple[int, SESite]]) -> bool:
     """Whether a module lies in an SE that was found before: a wrapper comes before what it wraps."""
-    return any(path.startswith(site.path + ".") for _, site in found)
+    return any(is_under(path, site.path) for _, site in found)
 
 
 def is_se(seen: Look, call: Call) -> bool:

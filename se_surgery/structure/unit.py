@@ -56,6 +56,13 @@ class Unit:
         called = [self.block.calls[node.name].path for node in self.nodes if node.name in self.block.calls]
         return any(path == root or is_under(path, root) for root in called)
 
+    def holds(self, convolution: Event) -> bool:
+        """Whether a convolution is in its block; in the model's own forward, whether it is in the branch."""
+        path = convolution.path
+        if self.path and (path == self.path or is_under(path, self.path)):
+            return True
+        return self.calls(path) or any(convolution in self.block.events(node) for node in self.nodes)
+
     @property
     def number(self) -> int:
         """Where its join is among the nodes of its block, for the order of several units in one forward."""

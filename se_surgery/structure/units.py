@@ -2,7 +2,7 @@
 
 In: an `Anatomy`. Out: `Unit`s in order of execution, and every candidate that is none with its reason.
 
-Every addition and concatenation of feature maps is a candidate (see `joins`). Blocks without a join are units too where
+Every addition and concatenation of feature maps is a candidate (see `rules`). Blocks without a join are units too where
 they are of a class that elsewhere has a shortcut, or pair a depthwise with a pointwise convolution; a network with no
 unit at all is a plain one, and each of its convolutions is a unit.
 """
@@ -244,10 +244,9 @@ def _separable(anatomy: Anatomy, units: Units) -> None:
     ]
     holders: dict[str, list[Event]] = {}
     for first, second in pairs:
-        holder = next(path for path in parents(first.path) if is_under(second.path, path))
-        if not any(
-            is_under(e.path, u.path) and (u.path or u.calls(e.path)) for e in (first, second) for u in units.found
-        ):
+        around = (first.path, *parents(first.path))
+        holder = next(path for path in around if path == second.path or is_under(second.path, path))
+        if not any(unit.holds(event) for event in (first, second) for unit in units.found):
             holders.setdefault(holder, []).append(second)
     found = []
     for holder, seconds in holders.items():

@@ -134,7 +134,7 @@ def rewrite(journal: Journal, anatomy: Anatomy, path: str) -> None:
 
 
 def _code(anatomy: Anatomy, block: nn.Module, path: str, calls: list[tuple[str, Edge]]) -> Code:
-    view = shallow_view(block, original_class(block), original_state(block))
+    view = shallow_view(original_class(block), original_state(block))
     observed = anatomy.look.calls[path][0]
     codes = []
     for method in dict.fromkeys(edge.method for _, edge in calls):

@@ -149,11 +149,12 @@ def remove(
     with Journal() as journal:
         hosts = []
         for site in sites:
-            host = site.path.rpartition(".")[0]
-            record = take_out(journal, modules, site.path, keep=restore)
-            if record is not None:
-                hosts.append(host)
-                _settle(journal, modules, record, host, restore)
+            for path in exam.seen.everywhere(site.path):
+                host = path.rpartition(".")[0]
+                record = take_out(journal, modules, path, keep=restore)
+                if record is not None:
+                    hosts.append(host)
+                    _settle(journal, modules, record, host, restore)
         for host in dict.fromkeys(hosts):
             rewrite(journal, exam.anatomy, host)
         for one, factor in factors:
