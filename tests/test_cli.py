@@ -433,7 +433,7 @@ USAGE = [
     ["plan", PLAIN, "--r", "3=8,4"],
     ["plan", PLAIN, "--stages", "one"],
     ["plan", PLAIN, "--stages", ""],
-    ["plan", PLAIN, "--size", "224"],
+    ["plan", PLAIN, "--size", "224,224"],
     ["plan", PLAIN, "--size", "3,0,224"],
     ["plan", PLAIN, "--rd-channels", "wide"],
     ["plan", PLAIN, "--gate-scale", "big"],
