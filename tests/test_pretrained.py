@@ -274,6 +274,9 @@ def test_a_picture_of_the_excitations(model, tmp_path):
     (folder / "excitations.png").write_bytes(PNG)  # somebody else's: the card does not show it
     save_pretrained(model, folder, overwrite=True)
     assert (folder / "excitations.png").read_bytes() == PNG
+    (folder / "README.md").write_text("")  # somebody else's, too
+    save_pretrained(model, folder, overwrite=True)
+    assert (folder / "README.md").read_bytes() == b"" and (folder / "excitations.png").exists()
     (tmp_path / "gates.png").write_text("a drawing")
     with pytest.raises(SurgeryError, match=r"is no PNG file"):
         save_pretrained(model, tmp_path / "none", plot=tmp_path / "gates.png")

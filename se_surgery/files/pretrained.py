@@ -17,7 +17,7 @@ from torch import nn
 
 from ..errors import ArtefactError, OptionError, shorten
 from ..gates.excited import Excitations
-from .artefact import CARD, CONFIG, WEIGHTS, is_ours, refuse_pickles
+from .artefact import CARD, CONFIG, PLOT, WEIGHTS, is_ours, outdated, refuse_pickles
 from .assemble import assemble
 from .card import card_text, license_of, lineage_of, refuse_tags
 from .config import config_bytes, read_config
@@ -27,7 +27,6 @@ from .replace import check_directory, replace_files
 from .sources import Checkpoint
 from .tensorfile import read_tensors, to_bytes
 
-PLOT = "excitations.png"
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Arguments of timm.create_model that say where a model comes from; here the folder or repository does.
 _OURS = frozenset("model_name pretrained pretrained_cfg pretrained_cfg_overlay checkpoint_path recipe digest".split())
@@ -87,14 +86,12 @@ def save_pretrained(
     files = _files(packed, where, license, base_model, tags, plot, publish=False)
     card = folder / CARD
     try:
-        before = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+        before = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
     except OSError as error:
         raise ArtefactError(f"{str(card)!r} cannot be read ({error}), and may be yours. Move it away.") from error
-    if before and not is_ours(before):
+    if before is not None and not is_ours(before):
         del files[CARD]
-    # The picture of the model before, which that card showed: it is not this one's.
-    gone = [PLOT] if PLOT not in files and is_ours(before) and f"({PLOT})" in before else []
-    return replace_files(folder, files, gone, overwrite=overwrite)
+    return replace_files(folder, files, outdated(before, files), overwrite=overwrite)
 
 
 def from_pretrained(
