@@ -5,6 +5,22 @@ A message says what is wrong, which value or module it is about, and, in its las
 
 from __future__ import annotations
 
+from typing import Any
+
+# Characters of a value that an error shows.
+_SHOWN = 60
+
+
+def shorten(value: Any) -> str:
+    """A value in one short line: what stands in the place of an option may be a whole model.
+
+    Examples:
+        >>> shorten({"x": [1, 2]}), len(shorten("x" * 100))
+        ("{'x': [1, 2]}", 60)
+    """
+    line = " ".join(repr(value).split())
+    return line if len(line) <= _SHOWN else line[: _SHOWN - 4] + " ..."
+
 
 class SurgeryError(ValueError):
     """Base class of all errors this library raises for a model or an argument that it cannot work with."""

@@ -377,10 +377,12 @@ REFUSED = [
     (["add", PLAIN, "--where", "nosuch", "-o", "out"], "where leaves it out"),
     (["strip", PLAIN, "-o", "out"], "The model has no SE"),
     (["strip", "seresnet18", "--origin", "nobody", "-o", "out"], "origin='nobody' is not known"),
+    (["strip", WITH_SE, "--batch-size", "8", "-o", "out"], "--batch-size is about the images of --fold. Give --fold"),
     (["verify", PLAIN], "holds no SE of this library"),
-    (["recipe", PLAIN, *SMALL, "-o", "nosuch/recipe.json"], "'nosuch/recipe.json' cannot be written"),
-    (["recipe", PLAIN, *SMALL, "-o", ".", "--overwrite"], "'.' cannot be written"),
     (["list", "."], "has no model.safetensors. Name a folder that save_pretrained wrote"),
+    (["recipe", PLAIN, "-o", "."], "'.' cannot be written: it is a folder or in none. Name a file"),
+    (["recipe", PLAIN, "-o", "no/recipe.json"], "'no/recipe.json' cannot be written: it is a folder or in none"),
+    (["bench", PLAIN, "--threads", "9999"], "--threads 9999 is more than the"),
 ]
 
 
@@ -441,7 +443,7 @@ USAGE = [
     ["plan", PLAIN, "--r", "3=8,4"],
     ["plan", PLAIN, "--stages", "one"],
     ["plan", PLAIN, "--stages", ""],
-    ["plan", PLAIN, "--size", "224"],
+    ["plan", PLAIN, "--size", "224,224"],
     ["plan", PLAIN, "--size", "3,0,224"],
     ["plan", PLAIN, "--rd-channels", "wide"],
     ["plan", PLAIN, "--gate-scale", "big"],
@@ -464,6 +466,7 @@ def test_mistakes_in_the_command_line(arguments):
         (read_numbers, "3, 4", (3, 4)),
         (read_size, "1,28,28", (1, 28, 28)),
         (read_size, "3,16,112,112", (3, 16, 112, 112)),
+        (read_size, "64", (3, 64, 64)),
     ],
 )
 def test_reading(read, text, expected):

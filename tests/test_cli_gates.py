@@ -274,6 +274,7 @@ def test_what_is_of_no_use_is_refused_in_a_line(case: str, saved: Path, digits: 
         ("seresnext26d_32x4d", "torch/nothing", "'torch/nothing' cannot be opened"),
         ("seresnext26d_32x4d", "torch/mnist", "See to its root and split, or ask for download."),
         ("seresnext26d_32x4d", "hfds/user/none", "'hfds/user/none' cannot be opened"),
+        ("seresnext26d_32x4d", "tfds/mnist", "Install the package that reads it."),
     ],
 )
 def test_models_without_ses_and_data_that_is_not_there(name: str, data: str | None, text: str, digits: Path) -> None:

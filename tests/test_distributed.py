@@ -320,7 +320,7 @@ def test_it_is_too_late_to_freeze_what_is_in_ddp(results):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_wrapped_models_are_refused_and_left_as_they_are(results, name):
-    part = "'layer2'" if name.startswith("a part") else "'the model'"
+    part = "'layer2'" if name.startswith("a part") else "The model"
     for result in results("torch", "refused"):
         for verb in VERBS:
             text, unchanged = result[name, verb]
@@ -392,7 +392,7 @@ def test_accelerate_wraps_in_ddp_where_there_are_processes(results):
     (one,) = results("accelerate, 1 process", "accelerate")
     assert one["plan_se"] == "no error"
     for result in results("accelerate, 2 processes", "accelerate"):
-        assert "PatientError: 'the model' is wrapped or compiled by DistributedDataParallel" in result["plan_se"]
+        assert "PatientError: The model is wrapped or compiled by DistributedDataParallel" in result["plan_se"]
 
 
 # ------------------------------------------------------------------------------------------------ averages of weights

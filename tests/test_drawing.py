@@ -182,7 +182,7 @@ def test_an_svg_has_its_words_as_text_and_nothing_from_elsewhere(tmp_path: Path)
 
 def test_a_drawing_that_cannot_be_made_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plan = planned("resnet18")
-    with pytest.raises(SurgeryError, match=r"out\.nope' cannot be written .* Name an image file"):
+    with pytest.raises(SurgeryError, match=r"out\.nope' has the ending 'nope', .* Name such a file"):
         plan.draw(tmp_path / "out.nope")
     with pytest.raises(SurgeryError, match=r"out\.svg' cannot be written .* Name an image file"):
         plan.draw(tmp_path / "nowhere" / "out.svg")
@@ -202,7 +202,7 @@ def test_the_command_draws(tmp_path: Path) -> None:
     as_json = run("--json")
     assert as_json.stdout.startswith('{\n  "format"')
     refused = CliRunner().invoke(app, ["plan", "resnet18", "--draw", str(tmp_path / "out.nope")])
-    assert refused.exit_code == 1 and "Name an image file" in refused.stderr
+    assert refused.exit_code == 1 and "Name such a file" in refused.stderr
 
 
 # ------------------------------------------------------------------------------------------------- the pictures of docs

@@ -33,8 +33,17 @@ from se_surgery import (
     SurgeryError,
     VerifyError,
     add_se,
+    apply_recipe,
+    export_se,
     find_se,
+    freeze_base,
+    from_pretrained,
+    load_se,
     plan_se,
+    push_to_hub,
+    recipe_of,
+    register_se,
+    save_pretrained,
     strip_se,
     verify,
 )
@@ -244,6 +253,53 @@ def test_a_predicate_that_fails_leaves_the_model():
     assert differences(before, snapshot(model, random=True)) == []
 
 
+# ------------------------------------------------------------------------------------------------ one thing for another
+
+# A model where something else belongs, as where arguments change places, and what the one line says that comes of it.
+MIXED_UP: dict[str, tuple[Callable[[Any], Any], type[SurgeryError], str]] = {
+    "add_se": (lambda model: add_se("standard", model), PlacementError, "There is no placement ResNet("),
+    "add_se-r": (lambda model: add_se(model, "pre", model), OptionError, "r=ResNet("),
+    "save_pretrained": (lambda model: save_pretrained("folder", model), OptionError, "is no path of a folder. Name"),
+    "from_pretrained": (from_pretrained, OptionError, "is no folder and no repository. Give a path"),
+    "push_to_hub": (lambda model: push_to_hub("user/net", model), OptionError, "Name it as 'user/model'"),
+    "register_se": (lambda model: register_se("mine", model), OptionError, "Give base='resnet50'"),
+    "freeze_base": (lambda model: freeze_base(model, head=model.layer4), OptionError, "head=Sequential("),
+    "fold": (lambda model: strip_se(model, fold=model, loader=[]), OptionError, "fold=ResNet("),
+    "recipe_of": (lambda model: recipe_of("resnet18", model), PatientError, "'str' is not an nn.Module. Give"),
+    "apply_recipe": (lambda model: apply_recipe(recipe_of(model), model), PatientError, "'dict' is not an nn.Module."),
+    "apply_recipe-file": (lambda model: apply_recipe(model, "a.json"), SurgeryError, "'a.json' has not the format"),
+    "apply_recipe-none": (
+        lambda model: apply_recipe(model, None),
+        SurgeryError,
+        "Give what recipe_of returned",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MIXED_UP.values(), ids=MIXED_UP)
+def test_one_thing_given_for_another_is_named_in_a_line(case, narrow):
+    act, error, text = case
+    caught = assert_refused(narrow, lambda: act(narrow), error, text, remedy=" ")
+    assert len(str(caught)) < 300 and "\n" not in str(caught)
+
+
+@pytest.mark.parametrize("value", ["no", "", 1, 0, None], ids=repr)
+def test_what_is_neither_true_nor_false_is_refused(value, narrow, tmp_path):
+    (tmp_path / "mine").write_text("to be kept")
+    operated = operated_on(resnet())
+    for name, model, act in (
+        ("lean", narrow, lambda: add_se(narrow, lean=value, example_input=SIZE)),
+        ("inplace", narrow, lambda: add_se(narrow, inplace=value, example_input=SIZE)),
+        ("inplace", operated, lambda: strip_se(operated, inplace=value, example_input=SIZE)),
+        ("thorough", operated, lambda: verify(operated, SIZE, thorough=value)),
+        ("base", operated, lambda: load_se(operated, operated.state_dict(), base=value)),
+        ("base", operated, lambda: export_se(operated, base=value)),
+        ("overwrite", operated, lambda: save_pretrained(operated, tmp_path, overwrite=value)),
+    ):
+        assert_refused(model, act, OptionError, f"{name}={value!r} is neither True nor False", remedy="Leave it out")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
 # -------------------------------------------------------------------------------------------------------- probing input
 
 
@@ -407,6 +463,13 @@ def partly_on_meta(name: str) -> Callable[[], nn.Module]:
     return make
 
 
+def without_channels() -> nn.Module:
+    """What timm makes of `in_chans=0`."""
+    model = resnet()
+    model.get_submodule("conv1").weight = nn.Parameter(torch.empty(64, 0, 7, 7))
+    return model
+
+
 def operated_on(model: nn.Module) -> nn.Module:
     return add_se(model, example_input=SIZE)
 
@@ -470,6 +533,7 @@ UNFIT: dict[str, Unfit] = {
         f"partly-on-meta-{name}": Unfit(partly_on_meta(name), PatientError, (name, "meta"), "Load all weights first")
         for name in ("layer3.0.conv1.weight", "layer3.0.bn1.running_mean", "fc.bias", "conv1.weight")
     },
+    "no-channels": Unfit(without_channels, PatientError, ("'conv1'", "no channels"), "Give the model channels"),
     "lazy-first-convolution": Unfit(LazyConvolution, PatientError, ("lazy",), "on one batch"),
     "lazy-convolution-inside": Unfit(LazyInside, PatientError, ("lazy",), "on one batch"),
     "lazy-head": Unfit(LazyHead, PatientError, ("lazy",), "on one batch"),
@@ -615,7 +679,7 @@ def one_process(tmp_path) -> Iterator[None]:
 def test_a_model_in_distributed_data_parallel_is_refused(one_process, path):
     wrap = nn.parallel.DistributedDataParallel
     model = with_child(path, wrap)() if path else wrap(resnet())
-    named = repr(path or "the model")
+    named = repr(path) if path else "The model"
     for verb in (add_se, plan_se, find_se, strip_se):
         assert_refused(model, lambda verb=verb: verb(model), PatientError, named, wrap.__name__, remedy=BARE)
 
@@ -635,7 +699,7 @@ def test_a_model_in_fully_sharded_data_parallel_is_refused(one_process, path):
     for verb in (add_se, plan_se, find_se, strip_se):
         with pytest.raises(PatientError, match="FSDP") as caught:
             verb(model)
-        assert repr(path or "the model") in str(caught.value) and BARE in str(caught.value)
+        assert (repr(path) if path else "The model") in str(caught.value) and BARE in str(caught.value)
         assert [type(module) for module in model.modules()] == classes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -363,6 +364,7 @@ BAD: dict[str, tuple[Callable[[], Any], dict[str, Any], type[Exception], str]] =
     "labels that are names": (lambda: [(images(), ["cat", "dog"])], {}, DataError, "labels of batch 1 are list"),
     "labels of another length": (lambda: [(images(), [1, 2, 3])], {}, DataError, r"shape \(3,\)"),
     "labels now and then": (lambda: [(images(), [1, 2]), images()], {}, DataError, "Batch 2 has no labels"),
+    "classes without labels": (lambda: [images()], {"classes": 3}, DataError, "Batch 1 has no labels, and 3 classes"),
     "no classes": (lambda: [images()], {"classes": 0}, OptionError, "classes=0 is neither"),
     "classes true": (lambda: [images()], {"classes": True}, OptionError, "classes=True"),
     "classes text": (lambda: [images()], {"classes": "cats"}, OptionError, "classes='cats'"),
@@ -450,13 +452,22 @@ def test_plot_draws_a_line_for_each_class_and_one_for_all(tmp_path: Path, monkey
     assert [line.get_label() for line in drawn[1].axes[0].lines] == ["cat", "ant", "all"]
     with pytest.raises(OptionError, match=r"a class 'dog'. Take some of those that were seen: ant, bee, cat"):
         excited.plot(tmp_path / "none.png", classes=["dog"])
+    for classes in ("cat", 0, True):
+        with pytest.raises(OptionError, match=rf"classes={classes!r} is not a list of classes. Give names or labels"):
+            excited.plot(tmp_path / "none.png", classes=classes)
 
 
 def test_plot_writes_an_image(tmp_path: Path) -> None:
     path = replace(found(), sites=found().sites[:1]).plot(tmp_path / "gates.png")
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    with pytest.raises(SurgeryError, match="cannot be written"):
-        found().plot(tmp_path / "gates.nothing")
+    for name, text in {
+        "gates.nothing": "the ending 'nothing'",
+        "gates": "the ending ''",
+        "no/gates.png": "cannot be",
+    }.items():
+        with pytest.raises(SurgeryError, match=text):
+            found().plot(tmp_path / name)
+    assert os.listdir(tmp_path) == ["gates.png"]
 
 
 def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:

@@ -92,6 +92,8 @@ def test_a_picture_is_pushed(hub, two, tmp_path):  # noqa: F811
     push_to_hub(two[0], REPO, plot=tmp_path / "gates.png")
     files = hub.repos[REPO].resolve("main").files
     assert set(files) == {*FILES, "excitations.png"} and b"(excitations.png)" in files["README.md"]
+    push_to_hub(two[1], REPO)  # another model, and no picture of it
+    assert set(hub.repos[REPO].resolve("main").files) == {*FILES}
 
 
 def test_pushing_the_same_again_makes_no_commit(hub, two):  # noqa: F811

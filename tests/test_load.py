@@ -371,7 +371,7 @@ def test_gates_of_another_scale_are_refused():
     ours = small(init="identity")
     text = refusal(ours, foreign())
     assert "gates of another scale: blocks.0.se (2, the checkpoint's 1), blocks.1.se (2, the checkpoint's 1)" in text
-    assert 'init="paper" or gate_scale=1.0' in text
+    assert 'init="paper" or gate_scale=1.0' in text and text.endswith("so: load_se(gate_scale=2.0).")
     assert "blocks.0.se (1, the checkpoint's 2)" in refusal(small(), foreign(), gate_scale=2)
     load_se(small(init="identity", gate_scale=None), trained(init="identity").state_dict(), gate_scale=2)
 
@@ -652,6 +652,12 @@ def test_files_that_are_none(case, tmp_path):
     name, write, error, message = FILES[case]
     write(tmp_path / name)
     assert message in refusal(small(), tmp_path / name, error)
+
+
+def test_a_file_that_is_refused_does_not_come_with_how_to_run_its_code(tmp_path):
+    a_whole_module(tmp_path / "a.pth")
+    text = refusal(small(), tmp_path / "a.pth")
+    assert "(UnpicklingError: Weights only load failed). No code" in text and "\x1b" not in text
 
 
 @pytest.mark.parametrize("source", [3, None, [("a", torch.ones(1))], nn.Linear(1, 1)], ids=lambda s: type(s).__name__)

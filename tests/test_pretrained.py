@@ -269,6 +269,14 @@ def test_a_picture_of_the_excitations(model, tmp_path):
         assert sorted(os.listdir(folder)) == ["README.md", "config.json", "excitations.png", "model.safetensors"]
         assert (folder / "excitations.png").read_bytes() == PNG
         assert "(excitations.png)" in (folder / "README.md").read_text()
+    save_pretrained(model, folder, overwrite=True)  # without a picture, and that of before is not this model's
+    assert sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors"]
+    (folder / "excitations.png").write_bytes(PNG)  # somebody else's: the card does not show it
+    save_pretrained(model, folder, overwrite=True)
+    assert (folder / "excitations.png").read_bytes() == PNG
+    (folder / "README.md").write_text("")  # somebody else's, too
+    save_pretrained(model, folder, overwrite=True)
+    assert (folder / "README.md").read_bytes() == b"" and (folder / "excitations.png").exists()
     (tmp_path / "gates.png").write_text("a drawing")
     with pytest.raises(SurgeryError, match=r"is no PNG file"):
         save_pretrained(model, tmp_path / "none", plot=tmp_path / "gates.png")

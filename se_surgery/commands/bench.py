@@ -5,6 +5,7 @@ In: a model by name or folder, and options of `add`. Out: a table (or JSON) on s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -50,6 +51,8 @@ def bench(
     """
     if batch < 2 or rounds < 1 or (threads is not None and threads < 1):
         raise OptionError("--batch takes 2 or more, --rounds and --threads 1 or more. Take other numbers.")
+    if threads is not None and threads > (os.cpu_count() or threads):
+        raise OptionError(f"--threads {threads} is more than the {os.cpu_count()} that run at once here. Take fewer.")
     patient = open_model(model).model
     with progress("Looking at the model"):
         networks, images, what = _networks(patient, batch, size, options)

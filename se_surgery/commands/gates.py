@@ -138,11 +138,21 @@ class ShownPictures:
             yield from bar.track(self.pictures, total=len(self.pictures) or None, description="Measuring the gates")
 
 
+def check_file(path: Path) -> None:
+    """Refuse a file that could not be written, before what it would hold is there.
+
+    Raises:
+        OptionError: It is a folder, or in none.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise OptionError(f"{str(path)!r} cannot be written: it is a folder or in none. Name a file in a folder.")
+
+
 def _check_files(plot: Path | None, other: Path | None) -> None:
     """Refuse files that could not be written when all is measured."""
     for path in (plot, other):
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            raise OptionError(f"{str(path)!r} cannot be written: it is a folder or in none. Name a file in a folder.")
+        if path is not None:
+            check_file(path)
     if plot is not None:
         check_format(plot)
 

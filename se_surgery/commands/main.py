@@ -118,6 +118,8 @@ def strip(
 ) -> None:
     """Take SEs out, whoever put them there, and write the model to a folder."""
     check_directory(output, overwrite)
+    if fold is None:
+        cli.refuse_data(options, "--fold")
     patient = open_model(model, pretrained)
     with progress("Looking at the model"):
         exam = Exam(patient.model, size)
@@ -177,8 +179,10 @@ def recipe(
     **options: Any,
 ) -> None:
     """Write a recipe: what putting SEs into a base comes to, or what was done to a folder's model or a named one."""
-    if output is not None and output.exists() and not overwrite:
+    if output is not None and output.is_file() and not overwrite:
         raise OptionError(f"{str(output)!r} is there already. Name another file, or ask for --overwrite.")
+    if output is not None:
+        gates.check_file(output)
     patient = open_model(model)
     if OPERATIONS not in patient.model.__dict__ or check_options(**options) != Options():
         with progress("Looking at the model"):
@@ -193,7 +197,7 @@ def recipe(
     try:
         output.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        raise OptionError(f"{str(output)!r} cannot be written ({error}). Name a file in a folder.") from error
+        raise SurgeryError(f"{str(output)!r} cannot be written ({error}). Name a file that can.") from error
     typer.echo(f"Written to {output}.")
 
 

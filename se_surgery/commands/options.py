@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import OptionError
 from ..planning.options import EXISTING, Options
 from ..planning.placements import PLACEMENTS
 from ..se.excite import GATES, INITS, LIGHT_ATTENTION, SQUEEZES
@@ -47,9 +48,9 @@ Size = Annotated[
     Any,
     typer.Option(
         "--size",
-        metavar="C,H,W",
+        metavar="C,H,W or N",
         parser=read_size,
-        help="Size of the image to look at the model with. By default what fits it.",
+        help="Size of the image to look at the model with; N for 3,N,N. By default what fits it.",
         show_default=False,
     ),
 ]
@@ -254,6 +255,19 @@ _DATA_OPTIONS: dict[str, tuple[Any, Any]] = {
     "workers": (Workers, min(4, os.cpu_count() or 1)),
     "device": (Device, "cpu"),
 }
+
+
+def refuse_data(options: Mapping[str, Any], asker: str) -> None:
+    """Refuse options that say what to do with a data set where none is named.
+
+    Raises:
+        OptionError: One is not at its default; the message names it, and the option that would name the data.
+    """
+    odd = next((name for name, (_, default) in _DATA_OPTIONS.items() if options[name] != default), None)
+    if odd is not None:
+        raise OptionError(
+            f"--{odd.replace('_', '-')} is about the images of {asker}. Give {asker}, too, or leave it out."
+        )
 
 
 def takes_surgery(command: Callable[..., None]) -> Callable[..., None]:

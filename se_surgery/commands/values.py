@@ -43,15 +43,16 @@ def read_numbers(text: str) -> tuple[int, ...]:
 
 
 def read_size(text: str) -> tuple[int, ...]:
-    """The size of an image, (C, H, W).
+    """The size of an image, (C, H, W), or the side of a square one in colour.
 
     Examples:
-        >>> read_size("1,28,28")
-        (1, 28, 28)
+        >>> read_size("1,28,28"), read_size("64")
+        ((1, 28, 28), (3, 64, 64))
     """
     size = read_numbers(text)
+    size = (3, *size, *size) if len(size) == 1 else size
     if len(size) not in (3, 4) or min(size) < 1:
-        raise typer.BadParameter(f"{text!r} is not a size C,H,W such as 3,224,224.")
+        raise typer.BadParameter(f"{text!r} is not a size C,H,W such as 3,224,224, nor a side such as 224.")
     return size
 
 

@@ -26,6 +26,7 @@ ARCHITECTURE = "se_surgery"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
+PLOT = "excitations.png"
 # A card that has this line is one of ours, and is written anew with its model.
 MARK = "<!-- Written by se-surgery, together with the model. Delete this line to keep what you write here. -->"
 # Under this key both files say what only this library reads.
@@ -35,6 +36,11 @@ OWN = "se_surgery"
 def is_ours(text: str) -> bool:
     """Whether a README was written by this library and not touched since, so that it may be written anew."""
     return MARK in text
+
+
+def outdated(card: str | None, files: Mapping[str, bytes]) -> list[str]:
+    """What goes when `files` are written over a model with this README: its picture, where they bring no other."""
+    return [PLOT] if card is not None and is_ours(card) and f"({PLOT})" in card and PLOT not in files else []
 
 
 def digest_of(tensors: Mapping[str, Tensor], recipe: Mapping[str, Any]) -> str:

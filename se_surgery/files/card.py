@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from timm.models import get_pretrained_cfg
 
-from ..errors import OptionError
+from ..errors import OptionError, shorten
 from ..measuring.cost import Costs, Count
 from ..showing.tables import compact, count, groups
 from .artefact import MARK
@@ -167,7 +167,9 @@ def license_of(given: str | None, config: Mapping[str, Any], lineage: str | None
         OptionError: None is known and it is needed, or what was given is none.
     """
     if given is not None and (not isinstance(given, str) or not given.strip() or "\n" in given or len(given) > 200):
-        raise OptionError(f"license={given!r} is not the name of a licence. Give one, 'apache-2.0' for instance.")
+        raise OptionError(
+            f"license={shorten(given)} is not the name of a licence. Give one, 'apache-2.0' for instance."
+        )
     known = given or config.get("license") or (_config_of(lineage) or {}).get("license")
     if isinstance(known, str) and known.lower() != "unknown":
         return known.strip()
@@ -192,7 +194,9 @@ def lineage_of(given: str | None, base: str | None, config: Mapping[str, Any]) -
         ('timm/resnet50.a1_in1k', None)
     """
     if given is not None and (not isinstance(given, str) or len(given.splitlines()) > 1):
-        raise OptionError(f"base_model={given!r} is not the name of a repository. Give one, 'user/model' for instance.")
+        raise OptionError(
+            f"base_model={shorten(given)} is not the name of a repository. Give one, 'user/model' for instance."
+        )
     if given is not None:
         return given.strip() or None
     tag = config.get("tag")
@@ -217,4 +221,4 @@ def refuse_tags(tags: Collection[str]) -> None:
     # What can be gone through only once would be empty by the time it is written.
     listed = isinstance(tags, Collection) and not isinstance(tags, (str, bytes, Mapping))
     if not listed or not all(isinstance(tag, str) and tag.strip() and len(tag.splitlines()) == 1 for tag in tags):
-        raise OptionError(f"tags={tags!r} is not a list of words. Give tags=['medical'] for instance.")
+        raise OptionError(f"tags={shorten(tags)} is not a list of words. Give tags=['medical'] for instance.")

@@ -92,7 +92,7 @@ def _read_pickle(path: Path) -> tuple[Any, Mapping[str, str]]:
         ) from error
     # What damaged bytes raise on their way through zipfile, pickle and torch has no class in common.
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0]  # what follows is how to run its code
         raise CheckpointError(
             f"{str(path)!r} cannot be read as tensors alone ({type(error).__name__}: {reason}). No code of a file is "
             f"run here: where you trust it, save the state_dict() of what is in it with safetensors."

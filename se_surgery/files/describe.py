@@ -16,7 +16,7 @@ import torch
 from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor, nn
 
-from ..errors import OptionError
+from ..errors import OptionError, shorten
 from ..models import tv
 from ..models.bases import TORCHVISION, create_base, is_base, torchvision_names
 from ..models.catalog import torchvision_facts
@@ -41,7 +41,7 @@ def base_name(model: nn.Module, base: Any) -> str:
         return name
     if base is not None:
         raise OptionError(
-            f"base={base!r} is no model of timm or torchvision. Give a name such as 'resnet50' or "
+            f"base={shorten(base)} is no model of timm or torchvision. Give a name such as 'resnet50' or "
             f"'torchvision/resnet50', or, for a class of your own, a fresh model of that class."
         )
     candidates = _candidates(model)
@@ -72,7 +72,7 @@ def _candidates(model: nn.Module) -> list[str]:
 def full_recipe(model: nn.Module, name: str | None, base_args: Mapping[str, Any] | None) -> dict[str, Any]:
     """The recipe as it will be read again."""
     if not isinstance(base_args or {}, Mapping):
-        raise OptionError(f"base_args={base_args!r} is no mapping. Give {{'output_stride': 16}} for instance.")
+        raise OptionError(f"base_args={shorten(base_args)} is no mapping. Give {{'output_stride': 16}} for instance.")
     recipe = recipe_of(model, name, {**({} if name is None else _arguments(model)), **dict(base_args or {})})
     recipe["base"] = None if name is None else name.partition(".")[0]
     try:

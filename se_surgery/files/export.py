@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, OptionError
+from ..errors import CheckpointError, OptionError, shorten
+from ..planning.options import check_flags
 from .foreign import LAYERS, Grafted, grafted, match, tensors_of
 
 
@@ -75,7 +76,8 @@ def export_se(model: nn.Module, style: str = "timm", *, base: bool = True) -> di
         >>> timm.create_model("seresnet50").load_state_dict(export_se(model, "timm"), strict=True)
     """
     if not isinstance(style, str) or style not in STYLES:
-        raise OptionError(f"style={style!r} is not known. Take one of {', '.join(STYLES)}.")
+        raise OptionError(f"style={shorten(style)} is not known. Take one of {', '.join(STYLES)}.")
+    check_flags(base=base)
     ses, to = grafted(model), STYLES[style]
     for se in ses:
         _refuse(se, to, style)

@@ -17,7 +17,7 @@ import huggingface_hub
 from huggingface_hub.errors import EntryNotFoundError
 
 from ..errors import HubError, OptionError
-from .artefact import CARD, CONFIG, WEIGHTS, is_ours
+from .artefact import CARD, CONFIG, WEIGHTS, is_ours, outdated
 
 # A branch or a tag, as far as git allows for it on the Hub; a tag comes after the commit, too late to be refused.
 _REF = re.compile(r"(?!.*(\.\.|//|\.lock$|[./]$))\w[\w.\-/]*", re.ASCII)
@@ -120,7 +120,7 @@ def push(
 ) -> str:
     """Put files into a repository in one commit.
 
-    A README that somebody else wrote is kept.
+    A README that somebody else wrote is kept; the picture that one of ours showed goes with it.
 
     Args:
         repo: `user/model`; it is made where it does not exist.
@@ -151,11 +151,14 @@ def push(
         if tag is not None and any(ref.name == tag for ref in api.list_repo_refs(name).tags):
             raise HubError(f"{name!r} has a tag {tag!r} already. Give another.")
         held = api.model_info(name, revision=branch)
-    card = card_of(f"{name}@{held.sha}", token)
-    kept = (CARD,) if card is not None and not is_ours(card.decode(errors="replace")) else ()
+    written = card_of(f"{name}@{held.sha}", token)
+    card = None if written is None else written.decode(errors="replace")
+    kept = (CARD,) if card is not None and not is_ours(card) else ()
+    there = {file.rfilename for file in held.siblings or ()}
     what = f"{name!r} was not written, as far as is known: all of it comes with the commit, at the end"
     with _explained(what), tempfile.TemporaryDirectory() as folder:
-        operations = []
+        gone = there.intersection(outdated(card, files))
+        operations: list[Any] = [huggingface_hub.CommitOperationDelete(path) for path in gone]
         for path in (path for path in files if path not in kept):
             # Of a file the client shows how much of it is sent, of bytes it does not.
             (Path(folder) / path).write_bytes(files[path])

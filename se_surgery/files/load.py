@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, OptionError
+from ..planning.options import check_flags
 from ..reading.layout import is_under
 from ..showing.tables import Part, Section, as_text, compact, count, groups, shape
 from .checkpoint import Checkpoint, read_checkpoint
@@ -27,8 +28,8 @@ _UNITS = "Operate on just the units that have an SE in the checkpoint, with stag
 _KINDS = {
     "scale": (
         "gates of another scale",
-        'Operate with init="paper" or gate_scale=1.0, as SEs made elsewhere are; if the checkpoint was trained with '
-        "another factor on its gates, say so with load_se(gate_scale=...).",
+        'Operate with init="paper" or gate_scale=1.0, as SEs made elsewhere are; if the checkpoint was trained with a '
+        "factor on its gates, as those of the identity start are, say so: load_se(gate_scale=2.0).",
     ),
     "missing": ("SEs without tensors", _UNITS),
     "spare": ("tensors of SEs that the model lacks", _UNITS),
@@ -150,6 +151,7 @@ def load_se(
         >>> model = add_se(timm.create_model("resnet50"), bias=True, rd_divisor=8, init="paper")
         >>> print(load_se(model, theirs))
     """
+    check_flags(base=base)
     _check_factor(gate_scale)
     ses = grafted(model)
     mine = tensors_of(model)

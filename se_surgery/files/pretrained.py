@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import ArtefactError, OptionError
+from ..errors import ArtefactError, OptionError, shorten
 from ..gates.excited import Excitations
-from .artefact import CARD, CONFIG, WEIGHTS, is_ours, refuse_pickles
+from .artefact import CARD, CONFIG, PLOT, WEIGHTS, is_ours, outdated, refuse_pickles
 from .assemble import assemble
 from .card import card_text, license_of, lineage_of, refuse_tags
 from .config import config_bytes, read_config
@@ -27,7 +27,6 @@ from .replace import check_directory, replace_files
 from .sources import Checkpoint
 from .tensorfile import read_tensors, to_bytes
 
-PLOT = "excitations.png"
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Arguments of timm.create_model that say where a model comes from; here the folder or repository does.
 _OURS = frozenset("model_name pretrained pretrained_cfg pretrained_cfg_overlay checkpoint_path recipe digest".split())
@@ -60,7 +59,7 @@ def save_pretrained(
             your own a fresh model of that class; `from_pretrained` then takes one, too.
         base_args: Arguments the base was created with, as far as it does not know them itself.
         overwrite: Whether to write into a folder that holds something. Other files in it stay, a README that this
-            library did not write as well.
+            library did not write as well; a picture goes with the card that showed it.
         license: The licence, for the model card; by default that of the base's weights, where timm knows it.
         base_model: Repository on the Hub of the weights the model was made from; by default that of the base's tag. An
             empty text for a model that was trained from random weights.
@@ -87,11 +86,12 @@ def save_pretrained(
     files = _files(packed, where, license, base_model, tags, plot, publish=False)
     card = folder / CARD
     try:
-        if card.is_file() and not is_ours(card.read_text(encoding="utf-8", errors="replace")):
-            del files[CARD]
+        before = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
     except OSError as error:
         raise ArtefactError(f"{str(card)!r} cannot be read ({error}), and may be yours. Move it away.") from error
-    return replace_files(folder, files, overwrite=overwrite)
+    if before is not None and not is_ours(before):
+        del files[CARD]
+    return replace_files(folder, files, outdated(before, files), overwrite=overwrite)
 
 
 def from_pretrained(
@@ -130,7 +130,8 @@ def from_pretrained(
         raise OptionError(f"{refused[0]!r} is what the folder or repository says. Leave it out.")
     if base is not None and not isinstance(base, nn.Module):
         raise OptionError(
-            f"base={base!r} is no model. The folder names its base; for a class of your own give a fresh model of it."
+            f"base={shorten(base)} is no model. "
+            f"The folder names its base; for a class of your own give a fresh model of it."
         )
     folder = locate(directory_or_repo, revision, cache_dir, token)
     config = read_config(folder)
@@ -193,7 +194,7 @@ def push_to_hub(
         >>> model = timm.create_model("hf-hub:user/se_resnet50@v1", pretrained=True)
     """
     if not isinstance(repo_id, str) or not is_repo(repo_id) or "@" in repo_id:
-        raise OptionError(f"{repo_id!r} is not the name of a repository. Name it as 'user/model'.")
+        raise OptionError(f"{shorten(repo_id)} is not the name of a repository. Name it as 'user/model'.")
     packed = pack(model, base, base_args, example_input)
     files = _files(packed, f"hf-hub:{repo_id}", license, base_model, tags, plot, publish=True)
     return push(repo_id, files, message=message, private=private, branch=revision, tag=tag, token=token)
@@ -214,7 +215,7 @@ def pull_from_hub(repo: str, directory: str | os.PathLike[str], *, overwrite: bo
         SurgeryError: It cannot be had, is damaged, or the folder cannot be written.
     """
     if not is_repo(repo):
-        raise OptionError(f"{repo!r} is not the name of a repository. Name it as 'user/model'.")
+        raise OptionError(f"{shorten(repo)} is not the name of a repository. Name it as 'user/model'.")
     check_directory(directory, overwrite)
     held = snapshot(repo)
     commit = f"{repo.partition('@')[0]}@{held.name}"
@@ -235,7 +236,7 @@ def locate(
         SurgeryError: There is none.
     """
     if not isinstance(place, (str, os.PathLike)):
-        raise OptionError(f"{place!r} is no folder and no repository. Give a path, or a name as 'user/model'.")
+        raise OptionError(f"{shorten(place)} is no folder and no repository. Give a path, or a name as 'user/model'.")
     if os.path.isdir(place):  # Path.is_dir raises where a name is too long
         if revision is not None:
             raise OptionError(f"{str(place)!r} is a folder, which has no revision {revision!r}. Leave it out.")

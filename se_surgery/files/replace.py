@@ -10,17 +10,18 @@ import contextlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from ..errors import ArtefactError, OptionError
+from ..errors import ArtefactError, OptionError, shorten
+from ..planning.options import check_flags
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-# What drafts are called. Nothing else in a folder is ever removed.
+# What drafts are called. They and what a caller names are all that is ever removed from a folder.
 _DRAFT = ".se-surgery-"
 
 
@@ -31,10 +32,11 @@ def check_directory(directory: str | os.PathLike[str], overwrite: bool = False) 
         ArtefactError: It is a file, or it holds something and `overwrite` is not given.
         OptionError: It is no path.
     """
+    check_flags(overwrite=overwrite)
     try:
         folder = Path(directory)
     except TypeError as error:
-        raise OptionError(f"{directory!r} is no path of a folder. Name a folder.") from error
+        raise OptionError(f"{shorten(directory)} is no path of a folder. Name a folder.") from error
     try:
         os.path.abspath(folder).encode()  # safetensors could not open another name
         held = sorted(os.listdir(folder))
@@ -52,7 +54,9 @@ def check_directory(directory: str | os.PathLike[str], overwrite: bool = False) 
     return folder
 
 
-def replace_files(directory: str | os.PathLike[str], files: Mapping[str, bytes], *, overwrite: bool = True) -> Path:
+def replace_files(
+    directory: str | os.PathLike[str], files: Mapping[str, bytes], gone: Iterable[str] = (), *, overwrite: bool = True
+) -> Path:
     """Write files into a folder, in the order given; other files in it stay.
 
     All are written under other names first and flushed to the disk; then each takes its place, and keeps the mode of
@@ -61,6 +65,7 @@ def replace_files(directory: str | os.PathLike[str], files: Mapping[str, bytes],
     Args:
         directory: The folder; it is made where it does not exist.
         files: What to write, by name.
+        gone: What to remove when all is written, where it is there.
         overwrite: Whether the folder may hold something; another process may have filled it since it was looked at.
 
     Raises:
@@ -78,6 +83,8 @@ def replace_files(directory: str | os.PathLike[str], files: Mapping[str, bytes],
                 os.replace(draft, folder / name)
                 done.append(name)
                 _flush(folder)
+            for name in gone:
+                (folder / name).unlink(missing_ok=True)
     except ArtefactError:
         raise
     except (OSError, ValueError) as error:

@@ -193,7 +193,8 @@ def excitations(
     Args:
         model: A model with SEs.
         loader: Gives batches of images, or of images and labels: a DataLoader, a list, any iterable.
-        classes: Number of classes, or their names in the order of the labels. With None any label is taken.
+        classes: Number of classes, or their names in the order of the labels; the loader has to give labels then. With
+            None any label is taken.
         example_input: (C, H, W), a tensor or a tuple of arguments, to look at the model with. By default as the
             loader's images.
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import DataError, OptionError, PatientError
+from ..errors import DataError, OptionError, PatientError, shorten
 from ..planning.exam import refuse_unfit
 from ..reading.wrappers import unwrapped
 from .shards import first_times
@@ -143,6 +143,10 @@ def _whole_numbers(labels: Any, size: int, number: int) -> Tensor:
 def _check(images: Tensor, labels: Tensor | None, number: int, classes: int | None) -> None:
     if images.is_floating_point() and not images.isfinite().all():
         raise DataError(f"Batch {number} holds values that are not finite. See to the data, or to its normalisation.")
+    if labels is None and classes is not None:
+        raise DataError(
+            f"Batch {number} has no labels, and {classes} classes are asked for. Give pairs, or no classes."
+        )
     if labels is None or not len(labels):
         return
     low, high = int(labels.min()), int(labels.max())
@@ -166,7 +170,9 @@ def check_classes(classes: Any) -> tuple[int | None, tuple[str, ...]]:
         return classes, ()
     if isinstance(classes, Sequence) and not isinstance(classes, str) and classes:
         return len(classes), tuple(str(name) for name in classes)
-    raise OptionError(f"classes={classes!r} is neither a number of classes nor a list of names. Give one of them.")
+    raise OptionError(
+        f"classes={shorten(classes)} is neither a number of classes nor a list of names. Give one of them."
+    )
 
 
 @contextlib.contextmanager

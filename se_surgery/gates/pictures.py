@@ -24,6 +24,8 @@ SCHEMES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 # What folders with a part of a data set are called.
 _PARTS = {"train", "training", "val", "valid", "validation", "eval", "evaluation", "test", "testing"}
 _MODES = {1: "L", 3: "RGB"}
+# What to do where a data set by name, or a folder, cannot be opened.
+_REMEDIES = ("See to its root and split, or ask for download.", "See to what is in it, to the split and the class map.")
 
 
 @dataclass(frozen=True)
@@ -165,11 +167,10 @@ def _found(data: str, root: Any, split: str, **options: Any) -> tuple[Dataset[An
         dataset: Dataset[Any] = _timm_data().create_dataset(**source, split=split, **options)
     except SurgeryError:
         raise
+    except ImportError as error:
+        raise DataError(f"{data!r} cannot be opened ({_told(error)}). Install the package that reads it.") from error
     except Exception as error:  # what the readers of other packages raise has no class in common
-        remedy = (
-            "See to what is in it, and to the split" if is_folder else "See to its root and split, or ask for download"
-        )
-        raise DataError(f"{data!r} cannot be opened ({_told(error)}). {remedy}.") from error
+        raise DataError(f"{data!r} cannot be opened ({_told(error)}). {_REMEDIES[is_folder]}") from error
     folder = getattr(getattr(dataset, "reader", None), "root", None)
     parts = _parts(Path(data)) if is_folder and folder is not None and Path(folder) == Path(data) else []
     if parts:  # timm takes all of a folder without that part, the images to train on among them

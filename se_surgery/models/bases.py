@@ -15,7 +15,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from ..errors import OptionError, SurgeryError
+from ..errors import OptionError, SurgeryError, shorten
 from . import tv
 
 TORCHVISION = "torchvision/"
@@ -127,11 +127,11 @@ def _tagged(model: str) -> list[str]:
 
 def _creator(name: Any) -> Callable[[bool, dict[str, Any]], nn.Module]:
     if not isinstance(name, str) or not name:
-        raise OptionError(f"{name!r} is not the name of a model. Give one as a string, 'resnet50' for instance.")
+        raise OptionError(f"{shorten(name)} is not the name of a model. Give one as a string, 'resnet50' for instance.")
     if name.startswith(TORCHVISION) and _torchvision() is None:
         raise OptionError(f"{name!r} needs torchvision. Install it with: pip install 'se-surgery[torchvision]'.")
     if not is_base(name):
-        raise OptionError(_unknown(name))
+        raise OptionError(unknown(name))
     if name.startswith(TORCHVISION):
         return lambda pretrained, kwargs: _from_torchvision(name.removeprefix(TORCHVISION), pretrained, kwargs)
     return lambda pretrained, kwargs: timm.create_model(name, pretrained=pretrained, **kwargs)
@@ -152,7 +152,8 @@ def _torchvision() -> ModuleType | None:
         return None
 
 
-def _unknown(name: str) -> str:
+def unknown(name: str) -> str:
+    """That there is no base of that name, and which are called like it."""
     reason = f"There is no model {name!r} in timm or torchvision."
     if ":" in name:
         return f"{reason} Names with a colon, such as hf-hub: and local-dir:, are not taken: create the model yourself."

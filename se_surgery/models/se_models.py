@@ -20,10 +20,10 @@ from timm.models import _registry as timm_registry
 from torch import nn
 
 from .. import backbones  # noqa: F401 - its names are bases, which have to be in timm's registry before those made of them
-from ..errors import OptionError, SurgeryError
+from ..errors import OptionError, SurgeryError, shorten
 from ..files.artefact import ARCHITECTURE
 from . import tv
-from .bases import OWN_MODULE, TORCHVISION, is_base
+from .bases import OWN_MODULE, TORCHVISION, is_base, unknown
 from .catalog import named_bases, recipe_names, shipped_recipe
 
 __all__: list[str] = []
@@ -53,16 +53,18 @@ def register_se(name: str, base: str, **options: Any) -> None:
     from ..planning.options import Options, check_options
 
     if not isinstance(name, str) or not name.isidentifier():
-        raise OptionError(f"{name!r} cannot be a model's name. Give a plain identifier, 'my_se_resnet50' for instance.")
+        raise OptionError(
+            f"{shorten(name)} cannot be a model's name. Give a plain identifier, 'my_se_resnet50' for instance."
+        )
     if is_model(name):
         raise OptionError(f"timm has a model {name!r} already. Give another name.")
-    if not isinstance(base, str) or not is_base(base):
-        raise OptionError(
-            f"There is no model {base!r} in timm or torchvision to be the base. timm.list_models() lists."
-        )
-    unknown = sorted(options.keys() - Options().__dict__.keys())
-    if unknown:
-        raise OptionError(f"There is no option {unknown[0]!r}. Take one of {', '.join(Options().__dict__)}.")
+    if not isinstance(base, str):
+        raise OptionError(f"base={shorten(base)} is not the name of a model. Give base='resnet50' for instance.")
+    if not is_base(base):
+        raise OptionError(unknown(base))
+    strange = sorted(options.keys() - Options().__dict__.keys())
+    if strange:
+        raise OptionError(f"There is no option {strange[0]!r}. Take one of {', '.join(Options().__dict__)}.")
     check_options(**{**Options().__dict__, **options})
     _users.add(name)
     _register(name, base, "by_a_user", se=options)
@@ -79,7 +81,7 @@ def unregister_se(name: str) -> None:
     """
     if name not in _users:
         listed = ", ".join(sorted(_users)) or "none"
-        raise OptionError(f"{name!r} was not registered by register_se. Registered are: {listed}.")
+        raise OptionError(f"{shorten(name)} was not registered by register_se. Registered are: {listed}.")
     _users.remove(name)
     for tagged in timm_registry._model_with_tags.pop(name, []):
         timm_registry._model_pretrained_cfgs.pop(tagged, None)

@@ -17,6 +17,7 @@ from ..errors import PatientError
 from ..reading.anatomy import Anatomy
 from ..reading.layout import is_under
 from ..reading.look import Look, look
+from ..reading.wrappers import check_module
 from ..records import Edge
 from ..structure.find import SESite, record_of, sites_in
 from ..structure.stages import Stages
@@ -127,21 +128,24 @@ def refuse_unfit(model: Any) -> None:
     Raises:
         PatientError: The model is no module, is wrapped, compiled or scripted, or lies partly on the meta device.
     """
-    if not isinstance(model, nn.Module):
-        raise PatientError(f"{type(model).__name__!r} is not an nn.Module. Give the model itself.")
+    check_module(model)
     for path, module in model.named_modules():
         names = {cls.__name__ for cls in type(module).__mro__} & _WRAPPERS.keys()
         if names or module.__dict__.get("_compiled_call_impl") is not None:
             wrapper = _WRAPPERS[names.pop()] if names else "torch.compile"
             raise PatientError(
-                f"{path or 'the model'!r} is wrapped or compiled by {wrapper}, which has fixed what it runs and "
-                f"synchronises already. "
-                f"Operate on the bare model first, then wrap it."
+                f"{repr(path) if path else 'The model'} is wrapped or compiled by {wrapper}, which has fixed what it "
+                f"runs and synchronises already. Operate on the bare model first, then wrap it."
             )
     tensors = (*model.named_parameters(), *model.named_buffers())
     lazy = next((name for name, tensor in tensors if is_lazy(tensor)), None)
     if lazy is not None:
         raise PatientError(f"{lazy!r} of the model is lazy and has no shape yet. Run it on one batch, then operate.")
+    empty = next((name for name, module in model.named_modules() if _takes_nothing(module)), None)
+    if empty is not None:
+        raise PatientError(
+            f"{empty!r} is a convolution of no channels. Give the model channels: in_chans=3, for instance."
+        )
     places = {tensor.is_meta for _, tensor in tensors}
     if len(places) == 2:
         lost = next(name for name, tensor in tensors if tensor.is_meta)
@@ -149,6 +153,11 @@ def refuse_unfit(model: Any) -> None:
             f"Some tensors are on the meta device and some are not ({lost!r} is). "
             f"Load all weights first, or keep the whole model on meta."
         )
+
+
+def _takes_nothing(module: nn.Module) -> bool:
+    """Whether it is a convolution without channels, as timm makes one for `in_chans=0`."""
+    return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and not module.weight.numel()
 
 
 def find_se(model: nn.Module, example_input: Any = None) -> list[SESite]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from timm.layers import get_act_layer
 
-from ..errors import OptionError, PlacementError, StageError
+from ..errors import OptionError, PlacementError, StageError, shorten
 from ..se.excite import GATES, INITS, LIGHT_ATTENTION, SQUEEZES
 from .placements import PLACEMENTS
 
@@ -84,7 +84,7 @@ def check_options(
         OptionError: A value means nothing there; `PlacementError` and `StageError` for those two.
     """
     if placement not in tuple(PLACEMENTS):
-        raise PlacementError(f"There is no placement {placement!r}. Take one of {', '.join(PLACEMENTS)}.")
+        raise PlacementError(f"There is no placement {shorten(placement)}. Take one of {', '.join(PLACEMENTS)}.")
     checked = Options(
         placement=placement,
         r=_ratios(r),
@@ -120,15 +120,26 @@ def _check_identity(options: Options) -> None:
         )
 
 
+def check_flags(**flags: Any) -> None:
+    """Refuse what is neither True nor False where one of the two is asked for: "no" would be taken for a yes.
+
+    Raises:
+        OptionError: The value and its name.
+    """
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise OptionError(f"{name}={shorten(value)} is neither True nor False. Leave it out, or give one of them.")
+
+
 def _choice(option: str, value: Any, known: Collection[str]) -> str:
     if not isinstance(value, str) or value not in known:
-        raise OptionError(f"{option}={value!r} is not known. Take one of {', '.join(known)}.")
+        raise OptionError(f"{option}={shorten(value)} is not known. Take one of {', '.join(known)}.")
     return value
 
 
 def _whole(option: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise OptionError(f"{option}={value!r} is not a whole number of at least 1. Give one, 16 for instance.")
+        raise OptionError(f"{option}={shorten(value)} is not a whole number of at least 1. Give one, 16 for instance.")
     return value
 
 
@@ -137,7 +148,7 @@ def _ratios(r: Any) -> int | Mapping[int, int]:
         return _whole("r", r)
     if not r:
         raise OptionError("r={} names no stage. Give at least one, {4: 16} for instance.")
-    return {_stage(stage): _whole(f"r[{stage!r}]", ratio) for stage, ratio in r.items()}
+    return {_stage(stage): _whole(f"r[{shorten(stage)}]", ratio) for stage, ratio in r.items()}
 
 
 def check_stages(stages: Any) -> tuple[int, ...] | None:
@@ -146,13 +157,15 @@ def check_stages(stages: Any) -> tuple[int, ...] | None:
         return None
     listed = [stages] if isinstance(stages, int) and not isinstance(stages, bool) else stages
     if isinstance(listed, str) or not isinstance(listed, Collection) or not listed:
-        raise StageError(f"stages={stages!r} is not a list of stages. Give whole numbers from 1, [3, 4] for instance.")
+        raise StageError(
+            f"stages={shorten(stages)} is not a list of stages. Give whole numbers from 1, [3, 4] for instance."
+        )
     return tuple(_stage(stage) for stage in listed)
 
 
 def _stage(stage: Any) -> int:
     if isinstance(stage, bool) or not isinstance(stage, int) or stage == 0:
-        raise StageError(f"{stage!r} is not a stage. Stages count from 1. Take -1 for the last.")
+        raise StageError(f"{shorten(stage)} is not a stage. Stages count from 1. Take -1 for the last.")
     return stage
 
 
@@ -175,7 +188,8 @@ def check_where(where: Any) -> Where:
     if isinstance(where, Collection) and where and all(isinstance(glob, str) for glob in where):
         return tuple(where)
     raise OptionError(
-        f"where={where!r} selects nothing. Give a glob such as 'layer4.*', a list of them, or a function of a site."
+        f"where={shorten(where)} selects nothing. "
+        f"Give a glob such as 'layer4.*', a list of them, or a function of a site."
     )
 
 
@@ -192,7 +206,9 @@ def matches(where: Where, site: Any) -> bool:
 def _bias(bias: Any) -> tuple[bool, bool]:
     pair = (bias, bias) if isinstance(bias, bool) else bias
     if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(b, bool) for b in pair):
-        raise OptionError(f"bias={bias!r} is neither a bool nor a pair of them. Give (False, True), for instance.")
+        raise OptionError(
+            f"bias={shorten(bias)} is neither a bool nor a pair of them. Give (False, True), for instance."
+        )
     return (pair[0], pair[1])
 
 
@@ -203,7 +219,7 @@ def _activation(act: Any) -> str:
         known = False
     if not known:
         raise OptionError(
-            f"act={act!r} is not the name of an activation in timm. Take relu, silu or gelu, for instance."
+            f"act={shorten(act)} is not the name of an activation in timm. Take relu, silu or gelu, for instance."
         )
     return str(act)
 
@@ -212,12 +228,12 @@ def _factor(scale: Any) -> float | None:
     if scale is None:
         return None
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < float("inf"):
-        raise OptionError(f"gate_scale={scale!r} is not a positive number. Give one, or leave it out.")
+        raise OptionError(f"gate_scale={shorten(scale)} is not a positive number. Give one, or leave it out.")
     return float(scale)
 
 
 def _name(name: Any) -> str:
     unusable = not isinstance(name, str) or not name.isidentifier() or name.startswith("_")
     if unusable or keyword.iskeyword(name) or name == "self":
-        raise OptionError(f"name={name!r} cannot name a child module. Give a plain identifier such as 'se'.")
+        raise OptionError(f"name={shorten(name)} cannot name a child module. Give a plain identifier such as 'se'.")
     return str(name)

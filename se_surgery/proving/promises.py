@@ -15,6 +15,7 @@ from torch import nn
 
 from ..errors import NothingToDoError, PatientError, ProbeError, VerifyError
 from ..planning.exam import Exam, refuse_unfit
+from ..planning.options import check_flags
 from ..records import implanted
 from ..surgery.graft import copied
 from .compare import Outcome, blocked, outputs_of, reason, same_tensors
@@ -128,6 +129,7 @@ def verify(model: nn.Module, example_input: Any = None, *, thorough: bool = True
     Examples:
         >>> print(verify(add_se(timm.create_model("resnet18"))))
     """
+    check_flags(thorough=thorough)
     report = Report(tuple(trial.run() for trial in trials(model, example_input, thorough=thorough)))
     report.refuse_broken()
     return report

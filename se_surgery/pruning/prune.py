@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import DataError, NothingToDoError, OptionError, PatientError, SurgeryError
+from ..errors import DataError, NothingToDoError, OptionError, PatientError, SurgeryError, shorten
 from ..gates.feed import batches, evaluating, modes_kept, runnable
 from ..gates.scores import class_scores
 from ..gates.shards import attempt, total
@@ -69,7 +69,9 @@ def prune_se(
         >>> se_surgery.prune_se(model, 0.5)
     """
     if isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 < ratio < 1:
-        raise OptionError(f"ratio={ratio!r} is no share of channels. Give a number between 0 and 1, 0.5 for instance.")
+        raise OptionError(
+            f"ratio={shorten(ratio)} is no share of channels. Give a number between 0 and 1, 0.5 for instance."
+        )
     check_origin(origin)
     listed, where = check_stages(stages), check_where(where)
     pruning = _torch_pruning()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..errors import ProbeError
+from ..errors import ProbeError, shorten
 
 # Square sizes that are tried, in this order, for a model that does not say what it takes.
 PROBE_SIZES = (224, 32, 28, 64, 96, 128, 160, 256, 299, 331, 384, 448, 512)
@@ -21,8 +21,6 @@ PROBE_SIZES = (224, 32, 28, 64, 96, 128, 160, 256, 299, 331, 384, 448, 512)
 CLIP_SIZES = ((16, 112, 112), (16, 224, 224), (32, 224, 224))
 PROBE_BATCH = 2
 _LARGEST = 2**28
-# Characters of a value that an error shows.
-_SHOWN = 60
 
 
 def probes(model: nn.Module, example_input: Any = None) -> Iterator[tuple[Any, ...]]:
@@ -74,17 +72,6 @@ def probes(model: nn.Module, example_input: Any = None) -> Iterator[tuple[Any, .
 def describe(args: tuple[Any, ...]) -> str:
     """An argument tuple in a few words."""
     return ", ".join(f"{tuple(a.shape)} {a.dtype}" if isinstance(a, Tensor) else shorten(a) for a in args)
-
-
-def shorten(value: Any) -> str:
-    """A value in one short line.
-
-    Examples:
-        >>> shorten({"x": [1, 2]}), len(shorten("x" * 100))
-        ("{'x': [1, 2]}", 60)
-    """
-    line = " ".join(repr(value).split())
-    return line if len(line) <= _SHOWN else line[: _SHOWN - 4] + " ..."
 
 
 def refused(model: nn.Module, failures: list[tuple[str, Exception]], example_input: Any) -> ProbeError:

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
+from ..errors import PatientError
+
 # Where a wrapper holds the model.
 _INSIDE = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
 
@@ -22,3 +26,13 @@ def unwrapped(model: Any) -> Any:
     while type(model).__name__ in _INSIDE:
         model = getattr(model, _INSIDE[type(model).__name__])
     return model
+
+
+def check_module(model: Any) -> None:
+    """Refuse what is no model.
+
+    Raises:
+        PatientError: It is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise PatientError(f"{type(model).__name__!r} is not an nn.Module. Give the model itself.")

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OptionError, SurgeryError
+from ..errors import OptionError, SurgeryError, shorten
 
 if TYPE_CHECKING:
     from ..gates.excited import Excitations
@@ -61,6 +61,7 @@ def written(figure: Any, path: Path, title: str) -> Path:
     """
     import matplotlib
 
+    check_format(path)  # matplotlib would give a file without an ending another name
     undated = _TOLD.get(path.suffix.lower())
     metadata = None if undated is None else {"Title": title, **undated}
     try:
@@ -101,6 +102,8 @@ def _rows(found: Excitations, classes: Collection[int | str] | None) -> list[int
     """The rows of the classes to draw."""
     if classes is None:
         return list(range(len(found.labels)))
+    if isinstance(classes, str) or not isinstance(classes, Collection):
+        raise OptionError(f"classes={shorten(classes)} is not a list of classes. Give names or labels in one.")
     known: dict[int | str, int] = {label: row for row, label in enumerate(found.labels)}
     known |= {name: row for row, name in enumerate(found.names)}
     unknown = next((name for name in classes if name not in known), None)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import OptionError, PatientError, SurgeryError
+from ..errors import PatientError, SurgeryError
 from ..planning.exam import Exam
-from ..planning.options import check_options, option_arguments
+from ..planning.options import check_flags, check_options, option_arguments
 from ..planning.plan import Plan, Site, operation_of
 from ..planning.planner import make_plan, unplaced_reason
 from ..reading.anatomy import Anatomy
@@ -92,8 +92,7 @@ def add_se(
     Source: Hu et al., Squeeze-and-Excitation Networks, arXiv 1709.01507, sections 3 and 6.4.
     """
     options = check_options(**option_arguments(locals()))
-    if not isinstance(lean, bool):
-        raise OptionError(f"lean={lean!r} is neither True nor False. Leave it out, or take lean=False.")
+    check_flags(lean=lean, inplace=inplace)
     if not inplace:
         model = copied(model)
     plan = make_plan(Exam(model, example_input), options)

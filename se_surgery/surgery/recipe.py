@@ -18,6 +18,7 @@ from ..planning.options import check_options
 from ..planning.plan import site_to_dict
 from ..planning.planner import make_plan
 from ..pruning.widths import Notes, narrow
+from ..reading.wrappers import check_module
 from ..records import OPERATIONS, base_of
 from .edits import Journal, append_operation
 from .graft import graft
@@ -36,6 +37,7 @@ def recipe_of(model: nn.Module, base: str | None = None, base_args: Mapping[str,
     Raises:
         SurgeryError: A part of the model was operated on by itself, or the model is wrapped.
     """
+    check_module(model)
     part = next((path for path, module in model.named_modules() if path and OPERATIONS in module.__dict__), None)
     if part is not None:
         raise SurgeryError(
@@ -70,6 +72,7 @@ def apply_recipe(model: nn.Module, recipe: Mapping[str, Any], example_input: Any
         >>> recipe = se_surgery.recipe_of(se_surgery.add_se(timm.create_model("resnet18")))
         >>> model = se_surgery.apply_recipe(timm.create_model("resnet18"), recipe)
     """
+    check_module(model)
     check_recipe(recipe)
     return replay(model, recipe["operations"], example_input)
 

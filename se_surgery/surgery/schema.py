@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from ..errors import SurgeryError
+from ..errors import SurgeryError, shorten
 
 FORMAT = "se_surgery.recipe"
 VERSION = 1
@@ -265,7 +265,10 @@ def check_recipe(recipe: Any) -> None:
         SurgeryError: It is not; the message says why.
     """
     if not isinstance(recipe, Mapping) or recipe.get("format") != FORMAT:
-        raise SurgeryError(f"This is not a recipe: its format is not {FORMAT!r}. Give what recipe_of returned.")
+        raise SurgeryError(
+            f"This is not a recipe: {shorten(recipe)} has not the format {FORMAT!r}. Give what recipe_of returned, or "
+            f"what json.load reads from a recipe's file."
+        )
     if recipe.get("version") != VERSION:
         raise SurgeryError(
             f"The recipe has version {recipe.get('version')!r}, and this library reads version {VERSION}. "

@@ -14,12 +14,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import FoldError, NothingToDoError, OptionError, PatientError
+from ..errors import FoldError, NothingToDoError, OptionError, PatientError, shorten
 from ..folding.absorb import absorbed
 from ..folding.fold import Folding, factors_of, plan_foldings
 from ..gates.excited import Excitations, excitations
 from ..planning.exam import Exam
-from ..planning.options import check_stages, check_where, matches, resolve_stage
+from ..planning.options import check_flags, check_stages, check_where, matches, resolve_stage
 from ..records import OPERATIONS, REPLACED, Implant, implants, narrowed_beyond
 from ..structure.find import SESite, record_of
 from .edits import Journal, append_operation, like, rewrite, set_replaced, take_out
@@ -72,6 +72,7 @@ def strip_se(
         >>> model = timm.create_model("seresnet50")
         >>> se_surgery.strip_se(model, stages=-1)
     """
+    check_flags(inplace=inplace)
     check_origin(origin)
     listed, where = check_stages(stages), check_where(where)
     _check_fold(fold, loader)
@@ -92,17 +93,19 @@ def strip_se(
 def _check_fold(fold: Any, loader: Any) -> None:
     if fold is not None and fold != "mean" and not isinstance(fold, Excitations):
         raise OptionError(
-            f"fold={fold!r} is not known. Take 'mean', what excitations(model, loader) returned, or None."
+            f"fold={shorten(fold)} is not known. Take 'mean', what excitations(model, loader) returned, or None."
         )
     if (fold == "mean") is (loader is None):
         told = "needs a loader to measure the gates on" if loader is None else "has no use for a loader"
-        raise OptionError(f"fold={fold!r} {told}. Give fold='mean' and a loader, or neither.")
+        raise OptionError(f"fold={shorten(fold)} {told}. Give fold='mean' and a loader, or neither.")
 
 
 def check_origin(origin: Any) -> None:
     """Refuse an origin that no SE can have."""
     if origin is not None and origin not in ORIGINS:
-        raise OptionError(f"origin={origin!r} is not known. Take one of {', '.join(ORIGINS)}, or None for every SE.")
+        raise OptionError(
+            f"origin={shorten(origin)} is not known. Take one of {', '.join(ORIGINS)}, or None for every SE."
+        )
 
 
 def choose(exam: Exam, stages: tuple[int, ...] | None, where: Any, origin: str | None) -> list[SESite]:

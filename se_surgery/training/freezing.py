@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import NothingToDoError, OptionError, PatientError
-from ..reading.wrappers import unwrapped
+from ..errors import NothingToDoError, OptionError, PatientError, shorten
+from ..reading.wrappers import check_module, unwrapped
 from ..records import FROZEN, implanted
 
 # Buffers that a module in training mode changes: those of normalisations, and of both forms of spectral_norm.
@@ -105,9 +105,8 @@ def _operable(model: Any) -> nn.Module:
     Raises:
         PatientError: It is none, or it is too late to change what is trained.
     """
-    bare = unwrapped(model)
-    if not isinstance(bare, nn.Module):
-        raise PatientError(f"{type(bare).__name__!r} is not an nn.Module. Give the model itself.")
+    bare: nn.Module = unwrapped(model)
+    check_module(bare)
     late = {type(module).__name__ for module in model.modules()} & _FIXED
     if late:
         raise PatientError(
@@ -160,7 +159,7 @@ def _heads(model: nn.Module, head: Any) -> list[nn.Module]:
     known = isinstance(paths, Collection) and all(isinstance(path, str) and path in modules for path in paths)
     if not known or not paths:
         raise OptionError(
-            f"head={head!r} is no module of this {type(model).__name__}. "
+            f"head={shorten(head)} is no module of this {type(model).__name__}. "
             f"Give the path of its classifier, {list(modules)[-1]!r} for instance."
         )
     return [modules[path] for path in paths]

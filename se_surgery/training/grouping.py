@@ -16,8 +16,8 @@ from timm.models import group_parameters
 from timm.optim import auto_group_layers
 from torch import nn
 
-from ..errors import NothingToDoError, OptionError, PatientError
-from ..reading.wrappers import unwrapped
+from ..errors import NothingToDoError, OptionError, shorten
+from ..reading.wrappers import check_module, unwrapped
 from ..records import implanted
 
 
@@ -56,8 +56,7 @@ def param_groups(
         >>> optimizer = torch.optim.AdamW(groups)  # or timm.optim.create_optimizer_v2(groups, "adamw")
     """
     bare = unwrapped(model)
-    if not isinstance(bare, nn.Module):
-        raise PatientError(f"{type(bare).__name__!r} is not an nn.Module. Give the model itself.")
+    check_module(bare)
     _check(lr=lr, se_lr=se_lr, weight_decay=weight_decay, layer_decay=layer_decay)
     ours = tuple(f"{path}." for path in implanted(bare))
     if se_lr is not None and not ours:
@@ -104,7 +103,7 @@ def _check(**values: Any) -> None:
         text, holds = _RANGES[name]
         number = isinstance(value, Real) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or not holds(value):
-            raise OptionError(f"{name}={value!r} is not {text}. Give one.")
+            raise OptionError(f"{name}={shorten(value)} is not {text}. Give one.")
 
 
 def _not_decayed(model: nn.Module) -> set[str]:
