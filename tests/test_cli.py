@@ -382,6 +382,7 @@ REFUSED = [
     (["list", "."], "has no model.safetensors. Name a folder that save_pretrained wrote"),
     (["recipe", PLAIN, "-o", "."], "'.' cannot be written: it is a folder or in none. Name a file"),
     (["recipe", PLAIN, "-o", "no/recipe.json"], "'no/recipe.json' cannot be written: it is a folder or in none"),
+    (["plan", "./nosuch"], "There is no folder './nosuch'"),
     (["bench", PLAIN, "--threads", "9999"], "--threads 9999 is more than the"),
 ]
 

@@ -167,6 +167,11 @@ BAD_OPTIONS = (
         for value in ("nope", "", None, "sk", "splat", "bottleneck", 5, ["eca"])
     ),
     *(
+        Bad({"attn": "eca", name: value}, OptionError, f"{name}={value!r} is about an SE", 'or take attn="se"')
+        for name, value in {"squeeze": "max", "act": "silu", "gate": "tanh", "gate_scale": 2.0}.items()
+    ),
+    Bad({"attn": "gc", "bias": True}, OptionError, "bias=(True, True) is about an SE", 'or take attn="se"'),
+    *(
         Bad({"existing": value}, OptionError, f"existing={value!r}", "skip, replace, stack, error")
         for value in ("keep", "", None, True, ["skip"])
     ),

@@ -576,7 +576,7 @@ def test_two_ses_in_a_unit():
 
 MODELS: dict[str, tuple[Callable[[], Any], type[SurgeryError], str]] = {
     "no SE": (lambda: build("toy/Functional"), NothingToDoError, "This Functional holds no SE of this library"),
-    "another attention": (lambda: small(attn="eca"), PatientError, "'blocks.0.se' is a Attention and not"),
+    "another attention": (lambda: small(attn="eca", bias=False), PatientError, "'blocks.0.se' is a Attention and not"),
     "wrapped": (lambda: nn.DataParallel(small()), PatientError, "wrapped or compiled by DataParallel"),
     "on meta": (lambda: small().to("meta"), PatientError, "on the meta device and has no values"),
     "no model": (lambda: nn.ParameterDict({"a": torch.ones(1)})["a"], PatientError, "is not an nn.Module"),

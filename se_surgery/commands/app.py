@@ -110,13 +110,17 @@ def open_model(name: str, pretrained: bool = False) -> Patient:
         if is_model_in_modules(name.partition(".")[0], [OWN_MODULE]):
             model = timm.create_model(name, pretrained=pretrained).eval()
             return Patient(model, base_of(model) or name)
-        if is_base(name) or not (os.path.isdir(name) or _is_repo(name)):
+        if is_base(name) or not (_is_path(name) or _is_repo(name)):
             return Patient(create_base(name, pretrained).eval(), name)
         if pretrained:
             raise OptionError(f"{name!r} has weights of its own. Leave --pretrained out.")
         folder = locate(name)
         recipe = read_config(folder)["model_args"]["recipe"]
         return Patient(from_pretrained(folder).eval(), recipe["base"], recipe["base_args"])
+
+
+def _is_path(name: str) -> bool:
+    return os.path.exists(name) or name.startswith((".", "~", os.sep))
 
 
 def _is_repo(name: str) -> bool:

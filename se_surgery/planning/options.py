@@ -102,8 +102,23 @@ def check_options(
         existing=_choice("existing", existing, EXISTING),
         name=_name(name),
     )
+    _check_attention(checked)
     _check_identity(checked)
     return checked
+
+
+# What is about the layers, the squeeze or the gate of an SE, which another kind of attention does not have.
+_OF_AN_SE = ("bias", "squeeze", "act", "gate", "gate_scale")
+
+
+def _check_attention(options: Options) -> None:
+    default = Options()
+    given = [name for name in _OF_AN_SE if getattr(options, name) != getattr(default, name)]
+    if options.attn != "se" and given:
+        raise OptionError(
+            f"{given[0]}={getattr(options, given[0])!r} is about an SE, and means nothing to attn={options.attn!r}, "
+            f'which has its own. Leave it out, or take attn="se".'
+        )
 
 
 def _check_identity(options: Options) -> None:
