@@ -28,7 +28,6 @@ from ..files.config import read_config
 from ..files.hub import is_repo
 from ..files.pretrained import from_pretrained, locate, save_pretrained
 from ..models.bases import OWN_MODULE, TORCHVISION, create_base, is_base
-from ..planning.exam import find_se
 from ..planning.options import Options, check_options
 from ..records import base_of
 from ..showing.tables import count
@@ -127,25 +126,37 @@ def _is_repo(name: str) -> bool:
     return is_repo(name) and not name.startswith(TORCHVISION)
 
 
-def compared(patient: nn.Module, before: nn.Module, size: Any, options: Mapping[str, Any]) -> tuple[str, bool]:
+def compared(
+    patient: nn.Module, before: nn.Module, own: int, size: Any, options: Mapping[str, Any]
+) -> tuple[str, bool]:
     """Make of two equal models one without SEs and one with them.
 
     Args:
         patient: The model; where it has no SEs, or options ask for more, they are put in here.
         before: The same; else its own are taken out here.
+        own: How many it has.
         size: The size of the images, or None.
         options: `add_se`'s.
 
     Returns:
         What is compared, in words, and whether SEs were put in.
     """
-    own = len(find_se(patient, size))
     if own and check_options(**options) == Options():
         strip_se(before, example_input=size)
         return f"without its {count(own, 'SE')} and with them", False
     add_se(patient, **options, example_input=size)
     sites = recipe_of(patient)["operations"][-1]["sites"]
     return f"before and after {count(len(sites), 'SE')} are put in", True
+
+
+def check_file(path: Path) -> None:
+    """Refuse a file that could not be written, before what it would hold is there.
+
+    Raises:
+        OptionError: It is a folder, or in none.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise OptionError(f"{str(path)!r} cannot be written: it is a folder or in none. Name a file in a folder.")
 
 
 def write(patient: Patient, output: Path, overwrite: bool, size: Any) -> None:

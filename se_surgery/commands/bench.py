@@ -78,15 +78,15 @@ def _networks(
     patient: nn.Module, batch: int, size: Any, options: Mapping[str, Any]
 ) -> tuple[dict[str, nn.Module], tuple[Any, ...], str]:
     """The networks by name, the inputs, and what is compared."""
-    seen = Exam(patient, size).seen
+    exam = Exam(patient, size)
     generator = torch.Generator().manual_seed(0)
 
     def drawn(images: Tensor) -> Tensor:
         return torch.randn(batch, *(size or images.shape[1:]), generator=generator).to(images.dtype)
 
-    inputs = pytree.tree_map_only(Tensor, drawn, seen.args)
+    inputs = pytree.tree_map_only(Tensor, drawn, exam.seen.args)
     before = copied(patient)
-    what, _ = compared(patient, before, size, options)
+    what, _ = compared(patient, before, len(exam.existing), size, options)
     networks = {_WITHOUT: before, _AGAIN: copied(before), _WITH: patient}
     if any(isinstance(module, SqueezeExcite) for module in patient.modules()):
         networks[_PLAIN] = copied(patient)

@@ -15,6 +15,7 @@ from torch import nn
 from ..measuring.bench import saved_bytes
 from ..measuring.cost import Count, count_costs, on_meta
 from ..measuring.cost_text import costs_text
+from ..planning.exam import find_se
 from . import options as cli
 from .app import app, compared, examples, open_model, progress, say
 
@@ -38,7 +39,7 @@ def cost(model: cli.Model, size: cli.Size = None, as_json: cli.Json = False, **o
     with progress("Counting"):
         found = count_costs(patient, size)
         base = on_meta(patient)
-        what, more = compared(patient, base, size, options)
+        what, more = compared(patient, base, len(find_se(patient, size)), size, options)
         before, after = (found.parts, count_costs(patient, size).parts) if more else (found.base, found.parts)
         saved = [_saved(network, found.image) for network in (base, on_meta(patient))]
     data = {"image": list(found.image), "before": _plain(before), "after": _plain(after), "saved_bytes": saved}

@@ -24,7 +24,7 @@ from ..gates.pictures import Pictures, open_pictures
 from ..gates.worth import Tradeoff
 from ..showing.figures import check_format
 from . import options as cli
-from .app import app, examples, open_model, progress, say, write
+from .app import app, check_file, examples, open_model, progress, say, write
 
 
 @app.command(
@@ -136,16 +136,6 @@ class ShownPictures:
         console = Console(stderr=True)
         with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
             yield from bar.track(self.pictures, total=len(self.pictures) or None, description="Measuring the gates")
-
-
-def check_file(path: Path) -> None:
-    """Refuse a file that could not be written, before what it would hold is there.
-
-    Raises:
-        OptionError: It is a folder, or in none.
-    """
-    if path.is_dir() or not path.parent.is_dir():
-        raise OptionError(f"{str(path)!r} cannot be written: it is a folder or in none. Name a file in a folder.")
 
 
 def _check_files(plot: Path | None, other: Path | None) -> None:

@@ -27,7 +27,7 @@ from ..surgery.recipe import recipe_of
 from ..surgery.strip import strip_se
 from . import bench, cost, gates, hub, paper  # noqa: F401 - they add their commands
 from . import options as cli
-from .app import Patient, app, examples, open_model, progress, say, write
+from .app import Patient, app, check_file, examples, open_model, progress, say, write
 from .report import State, checks, costs, costs_text, inspected, inspected_text, outputs_text, same_outputs, state_of
 
 __all__ = ["app"]
@@ -182,7 +182,7 @@ def recipe(
     if output is not None and output.is_file() and not overwrite:
         raise OptionError(f"{str(output)!r} is there already. Name another file, or ask for --overwrite.")
     if output is not None:
-        gates.check_file(output)
+        check_file(output)
     patient = open_model(model)
     if OPERATIONS not in patient.model.__dict__ or check_options(**options) != Options():
         with progress("Looking at the model"):

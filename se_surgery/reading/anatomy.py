@@ -52,12 +52,22 @@ class Anatomy:
         """
         module = self.look.modules[path]
         call = self.look.calls[path][0]
-        method = method or ("forward" if path else _way_in(original_class(module), call))
+        method = method or ("forward" if path else self._way_in)
         if (path, method) not in self._blocks:
             view = shallow_view(original_class(module), original_state(module))
             traced = self.traced(view, call, method, self.training)
             self._blocks[path, method] = Block(self.look, call, view, traced)
         return self._blocks[path, method]
+
+    @cached_property
+    def _way_in(self) -> str:
+        """The method that the whole model is operated on in.
+
+        A timm model's forward calls its forward_features; what stands in there is reached from elsewhere, too.
+        """
+        cls, call, inner = original_class(self.look.modules[""]), self.look.calls[""][0], "forward_features"
+        is_called = hasattr(cls, inner) and inner in _names_in(cls, "forward")
+        return inner if is_called and _takes(cls, inner, call) else "forward"
 
     @cached_property
     def in_training(self) -> Anatomy:
@@ -127,16 +137,6 @@ class Anatomy:
         children = tuple((name, _class_tree(child)) for name, child in module._modules.items())
         tensors = tuple((name, t is None) for name, t in (*module._parameters.items(), *module._buffers.items()))
         return (type(module), tuple(sorted(state.items(), key=lambda item: item[0])), children, tensors)
-
-
-def _way_in(cls: type[nn.Module], call: Call) -> str:
-    """The method that a whole model is operated on in.
-
-    A timm model's forward calls its forward_features; what stands in there is reached from elsewhere, too.
-    """
-    inner = "forward_features"
-    is_called = hasattr(cls, inner) and inner in _names_in(cls, "forward")
-    return inner if is_called and _takes(cls, inner, call) else "forward"
 
 
 def _takes(cls: type[nn.Module], method: str, call: Call) -> bool:
