@@ -8,7 +8,7 @@ like before. The model itself carries its operations, and the name of its base w
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -22,7 +22,19 @@ FROZEN = "_se_frozen"
 # Stands in `Implant.before` for an attribute that did not exist.
 ABSENT = "absent"
 
+_Durable = TypeVar("_Durable")
 
+
+def durable(thing: _Durable) -> _Durable:
+    """Mark a class or function whose name stands in pickles of operated models: they name `_runtime`, not its file.
+
+    Files move, and a pickle has to load after that. `_runtime` has the same names and stays.
+    """
+    thing.__module__ = f"{__package__}._runtime"
+    return thing
+
+
+@durable
 @dataclass(frozen=True)
 class Edge:
     """A place in a block's forward: the value of one node on its way to some of its users.
@@ -54,6 +66,7 @@ class Edge:
         return self.shape[self.axis]
 
 
+@durable
 @dataclass
 class Implant:
     """One SE that this library put into a block.

@@ -16,6 +16,7 @@ from timm.layers import ConvNormAct
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from ..records import durable
 from .common import Backbone, config, create
 
 __all__: list[str] = []
@@ -62,6 +63,7 @@ TABLE = (
 _POOLS: dict[str, Callable[..., nn.Module]] = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}
 
 
+@durable
 class Inception(nn.Module):
     """An Inception module: convolutions 1x1, 3x3 and twice 3x3, and a pooling, side by side."""
 
@@ -87,6 +89,7 @@ class Inception(nn.Module):
         return torch.cat([branch(x) for branch in self.branches], dim=1)
 
 
+@durable
 class BNInception(Backbone):
     """BN-Inception.
 

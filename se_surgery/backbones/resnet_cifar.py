@@ -14,11 +14,13 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock
 from torch import nn
 
+from ..records import durable
 from .common import Backbone, config, create
 
 __all__: list[str] = []
 
 
+@durable
 class CifarResNet(Backbone):
     """A ResNet for small images.
 

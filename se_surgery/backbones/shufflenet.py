@@ -14,6 +14,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..errors import OptionError
+from ..records import durable
 from .common import Backbone, config, create
 
 __all__: list[str] = []
@@ -24,6 +25,7 @@ UNITS = (4, 8, 4)
 WIDTHS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
 
 
+@durable
 class ChannelShuffle(nn.Module):
     """Deals the channels of each group out to all groups: channel n of group g becomes channel g of group n."""
 
@@ -41,6 +43,7 @@ class ChannelShuffle(nn.Module):
         return f"groups={self.groups}"
 
 
+@durable
 class ShuffleUnit(nn.Module):
     """A unit: 1x1, shuffle, depthwise 3x3, 1x1, then added to its input.
 
@@ -70,6 +73,7 @@ class ShuffleUnit(nn.Module):
         return joined
 
 
+@durable
 class ShuffleNet(Backbone):
     """ShuffleNet 1x.
 

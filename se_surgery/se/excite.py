@@ -21,6 +21,7 @@ from timm.layers import create_act_layer, create_attn, get_attn, make_divisible
 from torch import Tensor, nn
 from torch._jit_internal import is_scripting
 
+from ..records import durable
 from .lean import gated, is_lean
 
 
@@ -87,6 +88,7 @@ def hidden_channels(channels: int, r: int, rd_divisor: int = 1) -> int:
     return int(make_divisible(width, rd_divisor, round_limit=0.0)) if rd_divisor > 1 else width
 
 
+@durable
 class SqueezeExcite(nn.Module):
     """Squeeze-and-excitation: scales every channel of a map by a gate computed from all of them.
 
@@ -210,6 +212,7 @@ def _zero(*tensors: Tensor | None) -> None:
             tensor.zero_()
 
 
+@durable
 class Attention(nn.Module):
     """One of timm's light attention modules in an SE's place; with `mix` it starts as the identity.
 

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.modules import module as hooks
 
+from ..records import durable
 from .excite import SqueezeExcite
 from .lean import PASSING, Source, all_hold, gated, is_lean
 
@@ -65,6 +66,7 @@ def _agree(weight: Tensor, c: Tensor) -> bool:
     return weight.dtype == c.dtype and not torch.is_autocast_enabled(c.device.type)
 
 
+@durable
 def tail(se: nn.Module, makers: Sequence[nn.Module], x: Tensor) -> Tensor:
     """What an SE behind a normalisation returns; rewritten blocks call this in place of all these modules.
 

@@ -20,12 +20,13 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import SurgeryError
 from ..reading.trace import is_plain
-from ..records import CODE
+from ..records import CODE, durable
 
 # Where a name of the generated source comes from: (name, module, qualified name in it).
 Origin = tuple[str, str, str]
 
 
+@durable
 @dataclass(frozen=True)
 class Code:
     """The generated methods of one block's class, as plain data.
@@ -96,6 +97,7 @@ def _reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
     return (revive, (generated.__mro__[1], getattr(generated, CODE)), *reduced[2:])
 
 
+@durable
 def revive(base: type[nn.Module], code: Code) -> nn.Module:
     """An empty block of the generated class, for pickle to fill."""
     cls = subclass(base, code)
@@ -105,6 +107,7 @@ def revive(base: type[nn.Module], code: Code) -> nn.Module:
 # ------------------------------------------------------------------------------------- what the methods call besides
 
 
+@durable
 def refuse_argument(parameter: str, value: Any) -> None:
     """Called by generated forwards for an argument they were not made for.
 
@@ -118,6 +121,7 @@ def refuse_argument(parameter: str, value: Any) -> None:
     )
 
 
+@durable
 def recomputed(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Called by generated forwards whose block is asked to save memory: what it computes is computed again when needed.
 
@@ -128,6 +132,7 @@ def recomputed(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return checkpoint(method, *args, use_reentrant=False, **kwargs)
 
 
+@durable
 def refuse_change(block: nn.Module, reads: dict[str, Any]) -> None:
     """Called by generated forwards whose block was changed after surgery.
 

@@ -1,0 +1,35 @@
+"""Runtime: everything that a pickle of an operated model names. This module never moves, and no name in it goes.
+
+In: nothing. Out: the classes of an operated model's own modules and records, and the functions that its generated
+forwards call, each by its name. Their code is where it belongs; what is `durable` says that it is at home here, so that
+a pickle names this module and not the file that holds the code today.
+"""
+
+from __future__ import annotations
+
+from .backbones.bn_inception import BNInception, Inception
+from .backbones.resnet_cifar import CifarResNet
+from .backbones.shufflenet import ChannelShuffle, ShuffleNet, ShuffleUnit
+from .records import Edge, Implant
+from .se.excite import Attention, SqueezeExcite
+from .se.tail import tail
+from .surgery.generated import Code, recomputed, refuse_argument, refuse_change, revive
+
+__all__ = [
+    "Attention",
+    "BNInception",
+    "ChannelShuffle",
+    "CifarResNet",
+    "Code",
+    "Edge",
+    "Implant",
+    "Inception",
+    "ShuffleNet",
+    "ShuffleUnit",
+    "SqueezeExcite",
+    "recomputed",
+    "refuse_argument",
+    "refuse_change",
+    "revive",
+    "tail",
+]
