@@ -32,7 +32,7 @@ SHARED = frozenset(
 # Ways of an object to be copied or to end that are its own: it is shared.
 _OWN_WAYS = ("__copy__", "__deepcopy__", "__reduce__", "__reduce_ex__", "__del__")
 # Objects and closures of these are not about one model.
-_LIBRARIES = sys.stdlib_module_names | {"torch", "numpy"}
+LIBRARIES = sys.stdlib_module_names | {"torch", "numpy"}
 # Objects that lead to more values than this are no part of a model: a trainer, a data set.
 _SMALL = 2000
 
@@ -71,7 +71,7 @@ def copy_function(copier: Copier, function: types.FunctionType) -> Any:
     """
     given = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
     is_bound = function.__closure__ is not None or not all(type(value) in SHARED for value in given)
-    if not is_bound or _library(function) in _LIBRARIES:
+    if not is_bound or library(function) in LIBRARIES:
         return function
     cells = tuple(map(copier, function.__closure__ or ()))
     made = copier.memo.get(id(function))
@@ -168,7 +168,7 @@ def _slots(kind: type[Any]) -> tuple[str, ...]:
     return tuple(name for name in found if name not in ("__dict__", "__weakref__"))
 
 
-def _library(value: Any) -> str:
+def library(value: Any) -> str:
     """The package that a function or class is from."""
     return str(value.__module__).partition(".")[0]
 
@@ -176,7 +176,7 @@ def _library(value: Any) -> str:
 def is_open(kind: type) -> bool:
     """Whether objects of a class are no more than their attributes, and may be copied by these."""
     own_way = any(name in cls.__dict__ for cls in kind.__mro__[:-1] for name in _OWN_WAYS)
-    return not own_way and _library(kind) not in _LIBRARIES
+    return not own_way and library(kind) not in LIBRARIES
 
 
 def _is_small(value: Any) -> bool:

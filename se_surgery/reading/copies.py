@@ -10,12 +10,13 @@ partials, closures and small objects. Everything else is shared, and so is what 
 from __future__ import annotations
 
 import collections
+import contextlib
 import enum
 import functools
 import random
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -118,6 +119,27 @@ class Copier:
         """The copy of a module that has been copied."""
         copy: nn.Module = self.memo[id(module)][1]
         return copy
+
+    @contextlib.contextmanager
+    def undoing(self) -> Iterator[None]:
+        """Undo what is written to attributes and containers of the copies inside; what is in tensors stays."""
+        kept = [(space, type(space)(space)) for space in self._spaces()]
+        try:
+            yield
+        finally:
+            for space, contents in kept:
+                space.clear()
+                (space.extend if isinstance(space, list) else space.update)(contents)
+
+    def _spaces(self) -> Iterator[Any]:
+        """The dicts, lists and sets of the copies, those of their attributes among them."""
+        for original, copy in self.memo.values():
+            if copy is original:
+                continue
+            if type(copy) in (dict, list, set, collections.OrderedDict):
+                yield copy
+            elif isinstance(copy, nn.Module) or type(copy) is types.SimpleNamespace or is_open(type(copy)):
+                yield copy.__dict__
 
 
 def _rule_for(kind: type) -> Rule:
