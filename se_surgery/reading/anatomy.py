@@ -50,7 +50,8 @@ class Anatomy:
         Raises:
             TraceError: The method cannot be written as a graph.
         """
-        module = self.look.modules[path]
+        # A forward that writes, to itself or to its children, writes to the copy.
+        module = self.look.copies[path]
         call = self.look.calls[path][0]
         method = method or ("forward" if path else self._way_in)
         if (path, method) not in self._blocks:

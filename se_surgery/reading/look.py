@@ -3,29 +3,28 @@
 In: an nn.Module and an example input. Out: a `Look`, the list of module calls (with the shapes that went in and came
 out) and of the events between them (convolutions, normalisations, activations, additions, concatenations, gates).
 
-No arithmetic is done, and the users' own hooks do not run (see `recorder`). A model that cannot run on the meta device
-is run for real.
+What runs is a copy (see `table`), so that another thread may run or train the model meanwhile. No arithmetic is done,
+and the users' own hooks do not run (see `recorder`), unless the model does not run without them. A model that cannot
+run on the meta device is run for real.
 """
 
 from __future__ import annotations
 
 import bisect
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .events import Call, Event, is_map
-from .probes import BatchMixedError, check_batch, describe, is_about_shapes, probes, refused, resized
-from .recorder import Recorder, on_the_table, to_meta
+from .probes import describe, mixed, probes, refused, resized
+from .recorder import Recorder, to_meta
+from .table import DoesNotRun, Table, Way, reason_of
 
 _log = logging.getLogger("se_surgery")
-_PACKAGE = __name__.partition(".")[0] + "."
-_NETWORKS = _PACKAGE + "backbones."
 # A side of an image on which no network that is made for images comes down to one position.
 _ENOUGH = 512
 
@@ -35,8 +34,9 @@ class Look:
     """What one forward did.
 
     Attributes:
-        model: The model that was looked at.
-        modules: Its modules by path; one that is in several places by the first.
+        table: The model that was looked at, and its copies.
+        way: In which way a copy was run.
+        copies: The copies of its modules by path. Nothing of the model itself is written when they are.
         calls: The calls of every module, by path, in order.
         events: All events in order.
         clocks: When each of them was, on the look's clock.
@@ -44,13 +44,24 @@ class Look:
         asked: What it was to be called with; `args` may be larger, where maps shrink to a single position.
     """
 
-    model: nn.Module
-    modules: dict[str, nn.Module]
+    table: Table = field(repr=False)
+    way: Way
+    copies: dict[str, nn.Module]
     calls: dict[str, list[Call]]
     events: tuple[Event, ...]
     clocks: tuple[int, ...]
     args: tuple[Any, ...]
     asked: tuple[Any, ...] = ()
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that was looked at."""
+        return self.table.model
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Its modules by path; one that is in several places by the first."""
+        return self.table.modules
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -89,7 +100,7 @@ class Look:
 
 
 def look(model: nn.Module, example_input: Any = None) -> Look:
-    """Run `model` once and note its calls and events.
+    """Run a copy of `model` once and note its calls and events.
 
     Args:
         model: The model; it is left as found.
@@ -98,37 +109,29 @@ def look(model: nn.Module, example_input: Any = None) -> Look:
     Raises:
         ProbeError: The model fails on every input that was tried.
     """
-    modules = dict(model.named_modules())
+    table = Table(model)
     failures: list[tuple[str, Exception]] = []
     for args in probes(model, example_input):
-        for real in (False, True):
-            if real and any(p.is_meta for p in model.parameters()):
-                continue
-            try:
-                return _enlarged(_record(model, modules, args, real))
-            except Exception as error:  # whatever the model's own code raises: the input does not fit it
-                if _is_our_own(error):
-                    raise
-                failures.append((describe(args), error))
-                if is_about_shapes(error):
-                    break
-                _log.debug("probing with %s failed: %r", describe(args), error)
-    raise refused(model, failures, example_input) from failures[0][1]
+        found = _tried(table, args, failures)
+        if found is not None:
+            return _enlarged(found)
+    raise refused(model, failures, example_input, table.hooks_text()) from failures[0][1]
 
 
-def _is_our_own(error: Exception) -> bool:
-    """Whether an error was raised by this package itself, so that no other input would help.
-
-    What torch's own functions raise seems to come from the recorder, which calls them.
-    """
-    trail = error.__traceback__
-    while trail is not None and trail.tb_next is not None:
-        trail = trail.tb_next
-    frame = trail.tb_frame if trail is not None else None
-    module = str(frame.f_globals.get("__name__")) if frame is not None else ""
-    raised_here = module.startswith(_PACKAGE) and not module.startswith(_NETWORKS)
-    relayed = frame is not None and frame.f_code.co_name == "__torch_function__"
-    return raised_here and not relayed and not isinstance(error, BatchMixedError)
+def _tried(table: Table, args: tuple[Any, ...], failures: list[tuple[str, Exception]]) -> Look | None:
+    """The look at one input in the first way that works, or None."""
+    hopeless: set[bool] = set()
+    for way in table.ways():
+        if way.real and way.hooks in hopeless:
+            continue
+        try:
+            return _record(table, args, way)
+        except DoesNotRun as error:
+            failures.append((describe(args), error.cause))
+            if error.is_about_shapes:
+                hopeless.add(way.hooks)
+            _log.debug("probing with %s failed: %r", describe(args), error.cause)
+    return None
 
 
 def _enlarged(seen: Look) -> Look:
@@ -137,10 +140,9 @@ def _enlarged(seen: Look) -> Look:
     while _hides_something(enlarged) and 0 < max(enlarged.size, default=0) < _ENOUGH:
         height, width = enlarged.size
         try:
-            args = resized(enlarged.args, 2 * height, 2 * width)
-            enlarged = _record(seen.model, seen.modules, args, real=False)
-        except Exception as error:  # whatever the model's own code raises: it takes this size alone
-            _log.debug("looking at a larger image failed: %r", error)
+            enlarged = _record(seen.table, resized(enlarged.args, 2 * height, 2 * width), seen.way.on_meta())
+        except DoesNotRun as error:  # it takes this size alone
+            _log.debug("looking at a larger image failed: %r", error.cause)
             return seen
     return replace(enlarged, asked=seen.args)
 
@@ -167,21 +169,27 @@ def look_again(seen: Look) -> Look | None:
     height, width = seen.size or (0, 0)
     for size in ((2 * height, 2 * width), (height + 32, width + 32), (2 * height, width)):
         try:
-            return _record(seen.model, seen.modules, resized(seen.args, *size), real=False)
-        except Exception as error:  # whatever the model's own code raises: it does not take this size
-            _log.debug("looking again at %s failed: %r", size, error)
+            return _record(seen.table, resized(seen.args, *size), seen.way.on_meta())
+        except DoesNotRun as error:  # it does not take this size
+            _log.debug("looking again at %s failed: %r", size, error.cause)
     return None
 
 
-def _record(model: nn.Module, modules: dict[str, nn.Module], args: tuple[Any, ...], real: bool) -> Look:
-    recorder = Recorder(real)
-    given = args if real else to_meta(args)
-    rng = torch.random.get_rng_state()
-    try:
-        with torch.no_grad(), on_the_table(modules, recorder), recorder:
-            output = model(*given)
-    finally:
-        torch.random.set_rng_state(rng)
-    check_batch(args, output)
+def _record(table: Table, args: tuple[Any, ...], way: Way) -> Look:
+    """One run of the copy.
+
+    Raises:
+        DoesNotRun: The model's own code fails on these arguments.
+    """
+    recorder = Recorder(way.real)
+    with table.ready(way, recorder) as copies:
+        try:
+            with recorder:
+                output = copies[""](*(args if way.real else to_meta(args)))
+        except Exception as error:  # whatever the model's own code raises: the input does not fit it
+            raise reason_of(error, recorder, copies) from error
+    wrong = mixed(args, output)
+    if wrong:
+        raise DoesNotRun(RuntimeError(wrong), is_about_shapes=True)
     clocks = tuple(event.clock for event in recorder.events)
-    return Look(model, modules, recorder.calls, tuple(recorder.events), clocks, args, args)
+    return Look(table, way, copies, recorder.calls, tuple(recorder.events), clocks, args, args)

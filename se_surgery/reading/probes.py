@@ -74,8 +74,10 @@ def describe(args: tuple[Any, ...]) -> str:
     return ", ".join(f"{tuple(a.shape)} {a.dtype}" if isinstance(a, Tensor) else shorten(a) for a in args)
 
 
-def refused(model: nn.Module, failures: list[tuple[str, Exception]], example_input: Any) -> ProbeError:
-    """The error for a model that ran on none of the inputs that were tried."""
+def refused(
+    model: nn.Module, failures: list[tuple[str, Exception]], example_input: Any, besides: str = ""
+) -> ProbeError:
+    """The error for a model that ran on none of the inputs that were tried; `besides` is what else there is to say."""
     tried = list(dict.fromkeys(description for description, _ in failures))
     shown = "; ".join(tried[:3]) + (f" and {len(tried) - 3} other inputs" if len(tried) > 3 else "")
     error = failures[0][1]
@@ -86,7 +88,7 @@ def refused(model: nn.Module, failures: list[tuple[str, Exception]], example_inp
         else "Give an example_input that the model's forward takes."
     )
     what = f"{type(model).__name__} does not run on {shown} ({type(error).__name__}: {text})"
-    return ProbeError(f"{what}. {remedy}")
+    return ProbeError(f"{what}.{besides} {remedy}")
 
 
 def resized(args: tuple[Any, ...], height: int, width: int) -> tuple[Any, ...]:
@@ -100,24 +102,13 @@ def resized(args: tuple[Any, ...], height: int, width: int) -> tuple[Any, ...]:
     return pytree.tree_map_only(Tensor, image, args)  # type: ignore[no-any-return]
 
 
-def check_batch(args: tuple[Any, ...], output: Any) -> None:
-    """Refuse an input of the wrong size that went through all the same.
+def mixed(args: tuple[Any, ...], output: Any) -> str:
+    """What is wrong with an input of the wrong size that went through all the same, or nothing.
 
     A `view(-1, n)` on a map of the wrong size mixes images: the batch that comes out is not the one that went in.
     """
     shapes = [leaf.shape for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim()]
     leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.dim()]
     if len(leaves) == 1 and shapes and leaves[0].shape[0] != shapes[0][0]:
-        raise BatchMixedError(f"a batch of {shapes[0][0]} came out as a batch of {leaves[0].shape[0]}")
-
-
-class BatchMixedError(RuntimeError):
-    """The batch that came out of a model is not the one that went in."""
-
-
-def is_about_shapes(error: Exception) -> bool:
-    """Whether the error would come again on real tensors: it is about sizes, not about the meta device."""
-    text = str(error).lower()
-    return isinstance(error, BatchMixedError) or any(
-        word in text for word in ("mat1 and mat2", "expected input", "size mismatch", "kernel size can't", "channels")
-    )
+        return f"a batch of {shapes[0][0]} came out as a batch of {leaves[0].shape[0]}"
+    return ""

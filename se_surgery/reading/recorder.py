@@ -1,26 +1,73 @@
-"""Recorder: what notes calls and events while a model runs, and holds the model still meanwhile.
+"""Recorder: what notes calls and events while a copy of a model runs.
 
-In: the modules of a model. Out: the calls and events of one forward, under hooks of this library alone and, unless it
-runs for real, on the meta device; the modules are as they were afterwards, whatever happens.
+In: the modules of a copy (see `copies`). Out: the calls and events of one forward. Hooks of the modules run only where
+they are asked for, and those that are global never; nothing that other threads see is changed for it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
+import functools
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from types import MethodWrapperType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from .effects import is_container
+from .copies import Copier
+from .draws import Undrawn
 from .events import KINDS, MAXIMA, Call, Event, is_gate, is_like_first, is_map
+from .hooks import after_forward, before_forward, bound_forward
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class OurFault(Exception):
+    """Carries an error that looking itself raised out of the forward that it happened in."""
+
+
+def ours(function: F) -> F:
+    """What a recorder does while a model's forward runs: an error in it is none of that forward's."""
+
+    @functools.wraps(function)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            raise OurFault from error
+
+    return method  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A function of torch's that raised an error, and what it was given."""
+
+    error: Exception
+    function: Any
+    args: Any
+    kwargs: Any
+
+    def comes_again(self) -> bool:
+        """Whether it fails on tensors with values, too: then it is about shapes and not about the meta device."""
+
+        def real(tensor: Tensor) -> Tensor:
+            return torch.zeros(tensor.shape, dtype=tensor.dtype)
+
+        args, kwargs = pytree.tree_map_only(Tensor, real, (self.args, self.kwargs))
+        try:
+            with torch.no_grad():
+                self.function(*args, **kwargs)
+        except MemoryError:
+            raise
+        except Exception:
+            return True
+        return False
 
 
 class Recorder(TorchFunctionMode):
@@ -29,6 +76,8 @@ class Recorder(TorchFunctionMode):
     def __init__(self, real: bool) -> None:
         super().__init__()
         self.real = real
+        self.failure: Failure | None = None
+        self._undrawn = Undrawn()
         self.clock = 0
         self.stack: list[Call] = []
         self.events: list[Event] = []
@@ -37,16 +86,28 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kind = KINDS.get(function)
         kwargs = kwargs or {}
-        if kind is None:
+        if type(function) is MethodWrapperType:  # what reads `shape`, `dtype` and the like
             return function(*args, **kwargs)
-        result = args[0] if not self.real and is_like_first(function, args) else function(*args, **kwargs)
+        if kind is not None and not self.real and is_like_first(function, args):
+            result = args[0]
+        else:
+            result = self._run(function, args, kwargs, may_draw=kind is None or self.real)
         value = result[0] if isinstance(result, tuple) and result else result
-        if isinstance(value, Tensor) and self.stack:
+        if kind is not None and isinstance(value, Tensor) and self.stack:
             if function in MAXIMA and not (len(args) > 1 and isinstance(args[1], Tensor)):
                 kind = "squeeze"
             self._note(kind, args, kwargs, value)
         return result
 
+    def _run(self, function: Any, args: Any, kwargs: Any, may_draw: bool) -> Any:
+        """Run a function of torch's; one that fails is remembered."""
+        try:
+            return self._undrawn.run(function, args, kwargs) if may_draw else function(*args, **kwargs)
+        except Exception as error:
+            self.failure = Failure(error, function, args, kwargs)
+            raise
+
+    @ours
     def _note(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
         extra: dict[str, Any] = {}
         if kind == "conv":
@@ -66,22 +127,46 @@ class Recorder(TorchFunctionMode):
         self.clock += 1
         self.events.append(Event(self.clock, kind, self.stack[-1].path, tuple(result.shape), **extra))
 
-    def enter(self, path: str) -> Callable[..., None]:
-        """The hook that runs before a module's forward."""
+    def call(self, path: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Run a module's forward as one call, in the place of what nn.Module does: no hook runs."""
+        self._enter(path, args, kwargs)
+        output = module.forward(*args, **kwargs)
+        self._leave(output)
+        return output
 
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.clock += 1
-            parent = self.stack[-1] if self.stack else None
-            call = Call(path, self.clock, to_meta(args), to_meta(kwargs), parent=parent)
-            self.calls.setdefault(path, []).append(call)
-            if parent is not None:
-                parent.children.append(call)
-            self.stack.append(call)
+    def call_with_hooks(self, path: str, module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        """The same with the hooks of the module, and none that are global; what these compute is not noted."""
+        with self._silent():
+            args, kwargs = before_forward(module, args, kwargs)
+        self._enter(path, args, kwargs)
+        output = forward(*args, **kwargs)
+        with self._silent():
+            output = after_forward(module, args, kwargs, output)
+        self._leave(output)
+        return output
 
-        return hook
+    @contextlib.contextmanager
+    def _silent(self) -> Iterator[None]:
+        """Note no events inside."""
+        noted = self.stack, self.events, self.calls
+        self.stack, self.events, self.calls = [], [], {}
+        try:
+            yield
+        finally:
+            self.stack, self.events, self.calls = noted
 
-    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        """The hook that runs after a module's forward."""
+    @ours
+    def _enter(self, path: str, args: Any, kwargs: Any) -> None:
+        self.clock += 1
+        parent = self.stack[-1] if self.stack else None
+        call = Call(path, self.clock, to_meta(args), to_meta(kwargs), parent=parent)
+        self.calls.setdefault(path, []).append(call)
+        if parent is not None:
+            parent.children.append(call)
+        self.stack.append(call)
+
+    @ours
+    def _leave(self, output: Any) -> None:
         self.clock += 1
         call = self.stack.pop()
         call.end = self.clock
@@ -101,50 +186,23 @@ def to_meta(value: Any) -> Any:
     return pytree.tree_map_only(Tensor, to_meta, value)
 
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_HOOK_FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
-_OWN = frozenset(nn.Module().__dict__)
-# Those that register_module_forward_hook and its like keep for all modules of the process.
-_GLOBAL_HOOKS = (module_hooks._global_forward_hooks, module_hooks._global_forward_pre_hooks)
-
-
 @contextlib.contextmanager
-def on_the_table(modules: dict[str, nn.Module], recorder: Recorder) -> Iterator[None]:
-    """Hold the modules in evaluation mode, on the meta device and under the recorder's hooks only; then undo it all."""
-    saved = [(module, dict(module.__dict__)) for module in modules.values()]
-    for_all = [(hooks, dict(hooks)) for hooks in _GLOBAL_HOOKS]
-    # Parameters shared between modules stay shared.
-    seen: dict[int, Tensor] = {}
+def on_the_table(copies: dict[str, nn.Module], recorder: Recorder, hooks: Copier | None = None) -> Iterator[None]:
+    """Have the calls of copied modules noted by a recorder, in evaluation mode.
 
-    def meta(tensor: Tensor) -> Tensor:
-        if tensor.is_meta:
-            return tensor
-        if id(tensor) not in seen:
-            seen[id(tensor)] = torch.empty_like(tensor, device="meta", requires_grad=False)
-        return seen[id(tensor)]
-
+    What stands in `_compiled_call_impl` is what nn.Module calls in the place of hooks and forward. With `hooks`, the
+    copier of the modules, their own hooks run, and forwards share with them the variables that they share.
+    """
     try:
-        for hooks, _ in for_all:
-            hooks.clear()
-        for path, module in modules.items():
+        for path, module in copies.items():
             state = module.__dict__
             state["training"] = False
-            # What a forward appends to or sets in a container of its own goes with the copy.
-            state.update({k: copy.copy(v) for k, v in state.items() if k not in _OWN and is_container(v)})
-            state.update({name: OrderedDict() for name in (*_HOOKS, *_HOOK_FLAGS) if name in state})
-            state["_forward_pre_hooks"] = OrderedDict({0: recorder.enter(path)})
-            state["_forward_pre_hooks_with_kwargs"] = OrderedDict({0: True})
-            state["_forward_hooks"] = OrderedDict({0: recorder.leave})
-            if recorder.real:
-                continue
-            for group in ("_parameters", "_buffers"):
-                if state[group]:
-                    state[group] = {name: None if t is None else meta(t) for name, t in state[group].items()}
-            state.update({name: meta(value) for name, value in state.items() if isinstance(value, Tensor)})
+            if hooks is None:
+                state["_compiled_call_impl"] = functools.partial(recorder.call, path, module)
+            else:
+                forward = bound_forward(module, hooks)
+                state["_compiled_call_impl"] = functools.partial(recorder.call_with_hooks, path, module, forward)
         yield
     finally:
-        for module, state in saved:
-            module.__dict__.clear()
-            module.__dict__.update(state)
-        for hooks, registered in for_all:
-            hooks.update(registered)
+        for module in copies.values():
+            module.__dict__.pop("_compiled_call_impl", None)
