@@ -361,10 +361,12 @@ def in_child(works: list[Callable[[], Any]], until: Callable[[Any], Any] = bool)
                     break
         os._exit(0)
     os.close(write)
-    with os.fdopen(read, "rb") as pipe, contextlib.suppress(EOFError):
-        while True:
-            yield pickle.load(pipe)
-    os.waitpid(child, 0)
+    try:
+        with os.fdopen(read, "rb") as pipe, contextlib.suppress(EOFError):
+            while True:
+                yield pickle.load(pipe)
+    finally:
+        os.waitpid(child, 0)
 
 
 def main(names: list[str]) -> int:

@@ -80,12 +80,12 @@ def prune_se(
     sites = [site for site in choose(exam, listed, where, origin) if _has_hidden(exam, site)]
     if not sites:
         raise NothingToDoError("No SE of two layers is among those asked for. Look at them with find_se.")
-    return guarded(_prune, exam, sites, ratio, loader)
+    return guarded(_prune, model, exam, sites, ratio, loader)
 
 
-def _prune(journal: Journal, exam: Exam, sites: list[SESite], ratio: float, loader: Any) -> nn.Module:
+def _prune(journal: Journal, model: nn.Module, exam: Exam, sites: list[SESite], ratio: float, loader: Any) -> nn.Module:
     """Look at the SEs with torch-pruning, and take out what is the least important."""
-    model, pruning = exam.seen.model, _torch_pruning()
+    pruning = _torch_pruning()
     # torch-pruning sees by gradients which layers hang together, and parameters have to be fit for them.
     with torch.inference_mode(False), torch.enable_grad():
         gradients = _gradients(journal, model, sites, loader) if loader is not None else {}

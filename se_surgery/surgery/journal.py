@@ -205,9 +205,12 @@ def _restore_flag(tensor: Tensor, flag: bool) -> None:
 
 @torch.no_grad()
 def _restore_values(tensor: Tensor, values: Tensor) -> None:
-    # One that could not be written to cannot be now either, and has its values.
-    if not torch.equal(_bits(tensor), _bits(values)):
+    try:
         tensor.copy_(values)
+    except RuntimeError:
+        # One that cannot be written to has its values still.
+        if not torch.equal(_bits(tensor), _bits(values)):
+            raise
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -87,25 +87,8 @@ def strip_se(
     if fold is None:
         return guarded(remove, model, exam, chosen, restore)
     foldings = plan_foldings(exam, chosen, restore)
-
-    def measure() -> Excitations:
-        return excitations(model, loader, example_input=example_input) if isinstance(fold, str) else fold  # type: ignore[return-value]
-
-    return guarded(_fold, model, exam, foldings, restore, measure)
-
-
-def _fold(
-    journal: Journal,
-    model: nn.Module,
-    exam: Exam,
-    foldings: list[Folding],
-    restore: bool,
-    measure: Callable[[], Excitations],
-) -> nn.Module:
-    """Take SEs out, and their mean gates into the layers beside them; while they are measured the model evaluates."""
-    journal.open_all(model)
-    factors = factors_of(foldings, measure())
-    return remove(journal, model, exam, [one.site for one in foldings], restore, factors)
+    found = excitations(model, loader, example_input=example_input) if isinstance(fold, str) else fold
+    return guarded(remove, model, exam, chosen, restore, factors_of(foldings, found))
 
 
 def _check_fold(fold: Any, loader: Any) -> None:
