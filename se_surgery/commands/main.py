@@ -23,6 +23,7 @@ from ..records import OPERATIONS
 from ..showing.show import plan_text, sites_text
 from ..showing.tables import count
 from ..surgery.graft import add_se, graft
+from ..surgery.journal import guarded
 from ..surgery.recipe import recipe_of
 from ..surgery.strip import strip_se
 from . import bench, cost, gates, hub, paper  # noqa: F401 - they add their commands
@@ -81,7 +82,7 @@ def add(
     with progress("Looking at the model"):
         planned = plan_se(patient.model, **options, example_input=size)
     before = _run(patient, planned.exam, "Running the model")
-    graft(patient.model, planned)
+    guarded(graft, patient.model, planned)
     after = _run(patient, planned.exam, "Running the operated model")
     with progress("Verifying the operated model"):
         report = verify_model(patient.model, example_input=size, thorough=False)

@@ -17,6 +17,7 @@ from ..errors import CheckpointError, OptionError
 from ..planning.options import check_flags
 from ..reading.layout import is_under
 from ..showing.tables import Part, Section, as_text, compact, count, groups, shape
+from ..surgery.journal import Journal, guarded
 from .checkpoint import Checkpoint, read_checkpoint
 from .foreign import Grafted, LoadedSE, Problem, grafted, match, of_same_make, tensors_of
 from .values import copy_values, value_problems
@@ -163,9 +164,19 @@ def load_se(
         problems = value_problems(keys, mine, checkpoint.tensors, frozenset(report.base))
     if problems:
         raise CheckpointError(_refusal(model, checkpoint.name, problems))
-    copy_values(keys, mine, checkpoint.tensors)
-    _log.info("%s", report)
-    return report
+    return guarded(_put_in, keys, mine, checkpoint.tensors, report)
+
+
+def _put_in(
+    journal: Journal,
+    keys: Mapping[str, str],
+    mine: Mapping[str, Tensor],
+    values: Mapping[str, Tensor],
+    told: LoadReport,
+) -> LoadReport:
+    copy_values(journal, keys, mine, values)
+    _log.info("%s", told)
+    return told
 
 
 def _check_factor(gate_scale: Any) -> None:

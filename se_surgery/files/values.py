@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from ..errors import PatientError
+from ..surgery.journal import Journal
 from .foreign import Problem
 from .strict import value_problem
 
@@ -55,23 +55,20 @@ def _ready(value: Tensor, place: Tensor) -> Tensor:
     return value.detach().to(device=place.device, dtype=place.dtype).reshape(place.shape)
 
 
-@torch.no_grad()
-def copy_values(keys: Mapping[str, str], places: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Copy values to their places, all or none.
+def copy_values(
+    journal: Journal, keys: Mapping[str, str], places: Mapping[str, Tensor], values: Mapping[str, Tensor]
+) -> None:
+    """Copy values to their places, one after the other, so that of each no more than the old one is kept.
 
     Raises:
-        PatientError: A place cannot be written to; all are as before.
+        PatientError: A place cannot be written to.
     """
-    ready = {to: _ready(values[key], places[to]) for to, key in keys.items()}
-    before = {to: places[to].clone() for to in keys}
-    done: list[str] = []
-    try:
-        for to, value in ready.items():
-            places[to].copy_(value)
-            done.append(to)
-    except RuntimeError as error:
-        for written in done:
-            places[written].copy_(before[written])
-        raise PatientError(
-            f"{to!r} of the model cannot be written to ({error}). Give it memory of its own, outside of inference mode."
-        ) from error
+    for to, key in keys.items():
+        value = _ready(values[key], places[to])
+        try:
+            journal.write(places[to], value)
+        except RuntimeError as error:
+            raise PatientError(
+                f"{to!r} of the model cannot be written to ({error}). Give it memory of its own, outside of inference "
+                f"mode."
+            ) from error

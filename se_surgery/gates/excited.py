@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..errors import DataError, NothingToDoError, OptionError, SurgeryError
 from ..planning.exam import Exam
 from ..structure.find import SESite, axis_of
+from ..surgery.journal import Journal, guarded
 from .capture import catching
 from .feed import Batch, batches, check_classes, evaluating, run, runnable
 from .shards import attempt, gathered
@@ -235,9 +236,12 @@ def measured(
             raise NothingToDoError("The model has no SE. Put some in with add_se first.")
         return exam, *_tallied(exam, itertools.chain([first] if first is not None else [], given))
 
-    with evaluating(model):
-        exam, tallies, unfaithful = attempt(part)
-    return _put_together(exam, tallies, unfaithful, names)
+    def evaluated(journal: Journal) -> tuple[Exam, dict[str, Tally], set[str]]:
+        journal.open_all(model)
+        with evaluating(model):
+            return attempt(part)
+
+    return _put_together(*guarded(evaluated), names)
 
 
 def _tallied(exam: Exam, given: Iterator[Batch]) -> tuple[dict[str, Tally], set[str]]:

@@ -25,6 +25,7 @@ from ..folding.fold import factors_of, plan_foldings
 from ..planning.exam import Exam, refuse_unfit
 from ..reading.layout import in_rank
 from ..structure.find import SESite, axis_of
+from ..surgery.journal import Journal, guarded
 from ..surgery.strip import remove
 from .excited import Excitations, measured
 from .feed import batches, evaluating, modes_kept, runnable
@@ -76,7 +77,20 @@ def tradeoff(
         raise OptionError(f"evaluate={evaluate!r} is no function. Give one that returns the score of a model, or none.")
     if budget is not None:
         refuse_unfit(model)
-    model = runnable(model)
+    return guarded(_tradeoff, runnable(model), loader, evaluate, budget, resume, example_input)
+
+
+def _tradeoff(
+    journal: Journal,
+    model: nn.Module,
+    loader: Any,
+    evaluate: Evaluate | None,
+    budget: float | None,
+    resume: str | os.PathLike[str] | None,
+    example_input: Any,
+) -> Tradeoff:
+    """What each SE is worth; while that is measured the model evaluates, and its SEs are replaced in turn."""
+    journal.open_all(model)
     with evaluating(model):
         first = next(batches(loader, model), None)
     if example_input is None and first is not None:
@@ -98,7 +112,7 @@ def tradeoff(
         return told
     # The score first: where it fails, the model is as it was.
     result = judge.result(chosen)
-    return replace(told, result=result, taken=judge.take_out(chosen))
+    return replace(told, result=result, taken=judge.take_out(journal, chosen))
 
 
 def _data_of(found: Excitations) -> str:
@@ -192,10 +206,10 @@ class _Judge:
         ]
         return self._score("; ".join(f"{trial.name} {trial.path}" for trial in trials), trials)
 
-    def take_out(self, chosen: Collection[Worth]) -> tuple[str, ...]:
+    def take_out(self, journal: Journal, chosen: Collection[Worth]) -> tuple[str, ...]:
         """Take a set of SEs out of the model, each by its better way; their paths."""
         sites = [worth.site for worth in chosen]
         folded = [worth.site for worth in chosen if worth.way == "fold"]
         factors = factors_of(plan_foldings(self.exam, folded, gone=sites), self.found)
-        remove(self.model, self.exam, sites, restore=False, factors=factors)
+        remove(journal, self.model, self.exam, sites, restore=False, factors=factors)
         return tuple(site.path for site in sites)

@@ -21,6 +21,7 @@ from ..errors import PatientError
 from ..planning.exam import Exam
 from ..se.excite import SqueezeExcite
 from ..structure.find import SESite
+from ..surgery.journal import guarded
 from ..surgery.strip import remove
 from .compare import SEED, outputs_of
 
@@ -49,7 +50,7 @@ class Pair:
 def paired(operated: nn.Module, exam: Exam, sites: Sequence[SESite]) -> Pair:
     """An operated model, which is the pair's from now on, with its base; both have the model's values."""
     base = twin(operated)
-    remove(base, Exam(base, exam.seen.args), sites, restore=False)
+    guarded(remove, base, Exam(base, exam.seen.args), sites, restore=False)
     return Pair(operated, base, tuple(site.path for site in sites), noise(exam.seen.args))
 
 

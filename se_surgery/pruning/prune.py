@@ -25,7 +25,8 @@ from ..planning.exam import Exam, refuse_unfit
 from ..planning.options import check_stages, check_where
 from ..reading.look import look
 from ..structure.find import SESite
-from ..surgery.edits import Journal, append_operation
+from ..surgery.edits import append_operation
+from ..surgery.journal import Journal, guarded
 from ..surgery.strip import check_origin, choose
 from .widths import Notes, difference, widths
 
@@ -74,20 +75,26 @@ def prune_se(
         )
     check_origin(origin)
     listed, where = check_stages(stages), check_where(where)
-    pruning = _torch_pruning()
+    _torch_pruning()
     exam = Exam(model, example_input)
     sites = [site for site in choose(exam, listed, where, origin) if _has_hidden(exam, site)]
     if not sites:
         raise NothingToDoError("No SE of two layers is among those asked for. Look at them with find_se.")
+    return guarded(_prune, model, exam, sites, ratio, loader)
+
+
+def _prune(journal: Journal, model: nn.Module, exam: Exam, sites: list[SESite], ratio: float, loader: Any) -> nn.Module:
+    """Look at the SEs with torch-pruning, and take out what is the least important."""
+    pruning = _torch_pruning()
     # torch-pruning sees by gradients which layers hang together, and parameters have to be fit for them.
     with torch.inference_mode(False), torch.enable_grad():
-        gradients = _gradients(model, sites, loader) if loader is not None else {}
+        gradients = _gradients(journal, model, sites, loader) if loader is not None else {}
         hidden = [_hidden(pruning, exam, site, gradients) for site in sites]
-        _narrow(model, hidden, ratio)
+        _narrow(journal, model, hidden, ratio)
     return model
 
 
-def _narrow(model: nn.Module, hidden: list[_Hidden], ratio: float) -> None:
+def _narrow(journal: Journal, model: nn.Module, hidden: list[_Hidden], ratio: float) -> None:
     """Take the least important share of some hidden channels out of a model."""
     doomed = _least([one.importance for one in hidden], ratio)
     if not any(doomed):
@@ -96,12 +103,11 @@ def _narrow(model: nn.Module, hidden: list[_Hidden], ratio: float) -> None:
             f"none. Give a larger ratio."
         )
     modules = dict(model.named_modules())
-    with Journal() as journal:
-        before = widths(model)
-        for one, channels in zip(hidden, doomed, strict=True):
-            if channels:
-                _put(journal, model, modules[one.path], one.without(channels))
-        append_operation(journal, model, {"op": "prune", "sites": difference(before, widths(model))})
+    before = widths(model)
+    for one, channels in zip(hidden, doomed, strict=True):
+        if channels:
+            _put(journal, model, modules[one.path], one.without(channels))
+    append_operation(journal, model, {"op": "prune", "sites": difference(before, widths(model))})
 
 
 def _put(journal: Journal, model: nn.Module, old: nn.Module, new: nn.Module) -> None:
@@ -194,11 +200,12 @@ def _least(importances: list[Tensor], ratio: float) -> list[list[int]]:
     return [sorted(channels) for channels in doomed]
 
 
-def _gradients(model: nn.Module, sites: list[SESite], loader: Any) -> dict[str, Tensor]:
+def _gradients(journal: Journal, model: nn.Module, sites: list[SESite], loader: Any) -> dict[str, Tensor]:
     """Root of the mean square, over the batches of all processes, of the gradients of the SEs' parameters."""
     model = runnable(model)
+    journal.open_all(model)
     named = {f"{site.path}.{n}": p for site in sites for n, p in model.get_submodule(site.path).named_parameters()}
-    flags = {name: parameter.requires_grad for name, parameter in named.items()}
+    flags = {name: journal.flag(parameter).requires_grad for name, parameter in named.items()}
 
     def part() -> tuple[dict[str, Tensor], int]:
         squares, count = {name: torch.zeros_like(p, dtype=torch.float64, device="cpu") for name, p in named.items()}, 0
@@ -267,7 +274,8 @@ def record_pruning(model: nn.Module, example_input: Any = None) -> Iterator[nn.M
     """Write down what torch-pruning does to a model in the block, so that its recipe says how wide every layer is.
 
     Behind the block, timm's own notes of the model's widths (`num_features`, `feature_info`) are those of the narrowed
-    network, so that `reset_classifier` and feature extractors work. On an error in the block the model is as before.
+    network, so that `reset_classifier` and feature extractors work. On an error in the block the model is as before:
+    its values are kept a second time while the block runs.
 
     Args:
         model: The model that is pruned in the block.
@@ -281,16 +289,21 @@ def record_pruning(model: nn.Module, example_input: Any = None) -> Iterator[nn.M
         SurgeryError: The block did other things than narrow layers.
     """
     refuse_unfit(model)
-    with Journal() as journal:
-        for module in model.modules():
-            journal.open(module)
-        flags = [(module, module.training) for module in model.modules()]
+    journal = Journal()
+    try:
+        journal.open_all(model)
+        journal.keep((*model.parameters(), *model.buffers()))
         before, notes = widths(model), Notes(model, example_input)
-        yield model
-        for module, flag in flags:
-            module.training = flag
-        notes.refresh()
+        with modes_kept(model):
+            yield model
+        notes.refresh(journal)
         sizes = difference(before, widths(model))
         if not sizes:
             raise NothingToDoError("Nothing was pruned. Prune the model inside of the block.")
         append_operation(journal, model, {"op": "prune", "sites": sizes})
+    except BaseException:
+        try:
+            journal.undo()
+        finally:
+            journal.undo()
+        raise

@@ -15,6 +15,7 @@ from ..errors import SurgeryError
 from ..reading.events import is_map
 from ..reading.layout import channel_axis
 from ..reading.look import Look, look
+from ..surgery.journal import Journal
 
 # timm's own notes on how wide a network's features are, which its `reset_classifier` goes by.
 _NOTES = ("num_features", "head_hidden_size", "in_features")
@@ -114,11 +115,12 @@ class Notes:
         self.model, self.example_input = model, example_input
         self.before = _Seen(model, example_input)
 
-    def refresh(self) -> None:
+    def refresh(self, journal: Journal) -> None:
         """Bring the notes up to date, now that the model is narrowed."""
         after = _Seen(self.model, self.example_input)
         now = {self.before.last: after.last, self.before.classified: after.classified}
         for module in {self.model, self.model.get_submodule(after.classifier.rpartition(".")[0])}:
+            journal.open(module)
             for name in _NOTES:
                 if type(module.__dict__.get(name)) is int:
                     module.__dict__[name] = now.get(module.__dict__[name], module.__dict__[name])

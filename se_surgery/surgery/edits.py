@@ -1,4 +1,4 @@
-"""Edits: the changes that operations make to modules, and how they are taken back when one fails.
+"""Edits: the changes that operations make to modules.
 
 In: modules and decisions made elsewhere. Out: changed modules. `graft` and `strip` are made of these; every module goes
 through a `Journal` before it is changed, so that an error half-way leaves nothing behind.
@@ -6,10 +6,9 @@ through a `Journal` before it is changed, so that an error half-way leaves nothi
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from ..errors import PatientError
 from ..reading.anatomy import Anatomy
@@ -29,45 +28,7 @@ from ..se.tail import ends_in_norm, is_pointwise
 from .codegen import RECOMPUTING, join, method_code, outer_code
 from .generated import FOLDING, Code, subclass
 from .insertion import Insertion
-
-# Where a module keeps its children and tensors: containers that are changed in place.
-_GROUPS = ("_modules", "_parameters", "_buffers")
-
-
-class Journal:
-    """Remembers modules and values before they are changed, and puts them back when the block it guards fails."""
-
-    def __init__(self) -> None:
-        self._before: dict[int, tuple[nn.Module, type, dict[str, Any], list[dict[str, Any]]]] = {}
-        self._values: list[tuple[Tensor, Tensor]] = []
-
-    def open(self, module: nn.Module) -> nn.Module:
-        """Remember a module; to be called before each change."""
-        if id(module) not in self._before:
-            groups = [dict(module.__dict__[name]) for name in _GROUPS]
-            self._before[id(module)] = (module, type(module), dict(module.__dict__), groups)
-        return module
-
-    def write(self, tensor: Tensor, value: Tensor) -> None:
-        """Give a tensor other values, rounded to its own dtype."""
-        self._values.append((tensor, tensor.detach().clone()))
-        tensor.data.copy_(value)
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if kind is None:
-            return
-        for tensor, value in reversed(self._values):
-            tensor.data.copy_(value)
-        for module, cls, state, groups in self._before.values():
-            module.__class__ = cls
-            module.__dict__.clear()
-            module.__dict__.update(state)
-            for name, held in zip(_GROUPS, groups, strict=True):
-                module.__dict__[name].clear()
-                module.__dict__[name].update(held)
+from .journal import Journal
 
 
 def take_out(journal: Journal, modules: dict[str, nn.Module], path: str, keep: bool = True) -> Implant | None:
@@ -78,7 +39,7 @@ def take_out(journal: Journal, modules: dict[str, nn.Module], path: str, keep: b
     holder, _, name = path.rpartition(".")
     parent = journal.open(modules[holder])
     record = next((implant for implant in implants(parent) if implant.name == name), None)
-    native = parent._modules[name] if record is None else _undo(parent, record)
+    native = parent._modules[name] if record is None else _undo(journal, parent, record)
     if isinstance(native, nn.Module) and not isinstance(native, nn.Identity):
         parent._modules[name] = nn.Identity().train(parent.training)
         if keep:
@@ -86,11 +47,11 @@ def take_out(journal: Journal, modules: dict[str, nn.Module], path: str, keep: b
     return record
 
 
-def _undo(parent: nn.Module, record: Implant) -> Any:
+def _undo(journal: Journal, parent: nn.Module, record: Implant) -> Any:
     """Undo one implant's own change; returns what stands under its name again."""
     gone = parent._modules[record.name]
     if isinstance(record.before, nn.Module):
-        parent._modules[record.name] = like(record.before, gone)
+        parent._modules[record.name] = like(journal, record.before, gone)
     else:
         del parent._modules[record.name]
         if record.before is None:
@@ -111,11 +72,11 @@ def set_replaced(parent: nn.Module, kept: dict[str, nn.Module]) -> None:
         parent.__dict__.pop(REPLACED, None)
 
 
-def like(module: nn.Module, other: nn.Module | None) -> nn.Module:
+def like(journal: Journal, module: nn.Module, other: nn.Module | None) -> nn.Module:
     """A module that was kept aside, moved to where its place has gone meanwhile."""
     reference = next(other.parameters(), None) if other is not None else None
     if reference is not None:
-        module.to(device=reference.device, dtype=reference.dtype)
+        journal.move(module).to(device=reference.device, dtype=reference.dtype)
         module.train(other.training)  # type: ignore[union-attr]
     return module
 

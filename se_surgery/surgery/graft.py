@@ -21,7 +21,8 @@ from ..planning.planner import make_plan, unplaced_reason
 from ..reading.anatomy import Anatomy
 from ..records import ABSENT, IMPLANTS, REPLACED, Implant, implants
 from ..se.excite import build
-from .edits import Journal, append_operation, rewrite, set_replaced, take_out
+from .edits import append_operation, rewrite, set_replaced, take_out
+from .journal import Journal, guarded
 
 
 def add_se(
@@ -95,11 +96,7 @@ def add_se(
     check_flags(lean=lean, inplace=inplace)
     if not inplace:
         model = copied(model)
-    plan = make_plan(Exam(model, example_input), options)
-    graft(model, plan)
-    for site in plan.sites if not lean else ():
-        vars(model.get_submodule(site.path))["lean"] = False
-    return model
+    return guarded(graft, model, make_plan(Exam(model, example_input), options), lean)
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -114,7 +111,7 @@ def copied(model: nn.Module) -> nn.Module:
         raise PatientError(f"{type(model).__name__} cannot be copied ({error}). Operate in place.") from error
 
 
-def graft(model: nn.Module, plan: Plan) -> nn.Module:
+def graft(journal: Journal, model: nn.Module, plan: Plan, lean: bool = True) -> nn.Module:
     """Put in what the plan says.
 
     Raises:
@@ -135,24 +132,23 @@ def graft(model: nn.Module, plan: Plan) -> nn.Module:
     keys = _keys(model)
     modules = plan.exam.seen.modules
     hosts = []
-    with Journal() as journal:
-        for site in plan.sites:
-            taken = [(path, take_out(journal, modules, path)) for path in site.replaces]
-            hosts += [path.rpartition(".")[0] for path, record in taken if record is not None]
-            inherited = [path for _, record in taken if record is not None for path in record.replaced]
-            _put_in(journal, modules, site, plan, (*site.replaces, *inherited))
-            hosts.append(site.host)
-        for host in dict.fromkeys(hosts):
-            rewrite(journal, plan.exam.anatomy, host)
-        _check_keys(model, keys, plan)
-        append_operation(journal, model, operation_of(plan))
+    for site in plan.sites:
+        taken = [(path, take_out(journal, modules, path)) for path in site.replaces]
+        hosts += [path.rpartition(".")[0] for path, record in taken if record is not None]
+        inherited = [path for _, record in taken if record is not None for path in record.replaced]
+        module = _built(journal, site, modules, plan, lean)
+        _put_in(journal, modules[site.host], site, module, plan, [*site.replaces, *inherited])
+        hosts.append(site.host)
+    for host in dict.fromkeys(hosts):
+        rewrite(journal, plan.exam.anatomy, host)
+    _check_keys(model, keys, plan)
+    append_operation(journal, model, operation_of(plan))
     return model
 
 
-def _put_in(journal: Journal, modules: dict[str, nn.Module], site: Site, plan: Plan, replaced: tuple[str, ...]) -> None:
+def _put_in(journal: Journal, host: nn.Module, site: Site, module: nn.Module, plan: Plan, replaced: list[str]) -> None:
     """Put one SE into its block; what stood under its name and what it replaced is written down."""
-    host = journal.open(modules[site.host])
-    module = _built(site, modules, plan)
+    journal.open(host)
     before = host._modules.get(site.name, host.__dict__.get(site.name, ABSENT))
     if before is not None and before is not ABSENT and not isinstance(before, nn.Module):
         raise SurgeryError(f"{site.host!r} has an attribute {site.name!r} already. Give another name with name=.")
@@ -163,7 +159,7 @@ def _put_in(journal: Journal, modules: dict[str, nn.Module], site: Site, plan: P
         before = kept.pop(site.name)
         set_replaced(host, kept)
     edges = () if site.fills else site.edges
-    record = Implant(site.name, site.unit, site.placement, edges, before, site.host, replaced)
+    record = Implant(site.name, site.unit, site.placement, edges, before, site.host, tuple(replaced))
     host.__dict__[IMPLANTS] = [*implants(host), record]
     if site.name in host._modules:
         host._modules[site.name] = module
@@ -171,13 +167,16 @@ def _put_in(journal: Journal, modules: dict[str, nn.Module], site: Site, plan: P
         _insert_child(host, site.name, module, _child_before(plan.exam.anatomy, site))
 
 
-def _built(site: Site, modules: dict[str, nn.Module], plan: Plan) -> nn.Module:
+def _built(journal: Journal, site: Site, modules: dict[str, nn.Module], plan: Plan, lean: bool) -> nn.Module:
     """The SE, on the device and in the dtype of the block's convolutions, and in the block's mode."""
     neighbours = [modules[site.unit], modules[site.host], plan.exam.seen.model]
     reference = next((p for p in map(_floating_parameter, neighbours) if p is not None), None)
     device, dtype = (reference.device, reference.dtype) if reference is not None else (None, None)
+    journal.draw(device)
     module = build(site.spec, plan.options.init, device, dtype)
     module.placement = site.placement
+    if not lean:
+        vars(module)["lean"] = False
     module.train(modules[site.host].training)
     return module
 

@@ -20,8 +20,9 @@ from ..planning.planner import make_plan
 from ..pruning.widths import Notes, narrow
 from ..reading.wrappers import check_module
 from ..records import OPERATIONS, base_of
-from .edits import Journal, append_operation
+from .edits import append_operation
 from .graft import graft
+from .journal import Journal, guarded
 from .schema import FORMAT, VERSION, check_recipe
 from .strip import remove, stripped_to_dict
 
@@ -90,20 +91,23 @@ def replay(model: nn.Module, operations: list[Any], example_input: Any = None, *
     Raises:
         SurgeryError: The sites would not come out the same.
     """
-    with Journal() as journal:
-        for module in model.modules():
-            journal.open(module)
-        for number, operation in enumerate(operations, 1):
-            sites = operation["sites"]
-            if partial:
-                modules = dict(model.named_modules())
-                sites = [site for site in sites if site["path"].rpartition(".")[0] in modules]
-            if sites:
-                _OPERATIONS[operation["op"]](model, {**operation, "sites": sites}, number, example_input, partial)
+    return guarded(_replay, model, operations, example_input, partial)
+
+
+def _replay(journal: Journal, model: nn.Module, operations: list[Any], example_input: Any, partial: bool) -> nn.Module:
+    for number, operation in enumerate(operations, 1):
+        sites = operation["sites"]
+        if partial:
+            modules = dict(model.named_modules())
+            sites = [site for site in sites if site["path"].rpartition(".")[0] in modules]
+        if sites:
+            _OPERATIONS[operation["op"]](journal, model, {**operation, "sites": sites}, number, example_input, partial)
     return model
 
 
-def _add(model: nn.Module, operation: Mapping[str, Any], number: int, example_input: Any, partial: bool) -> None:
+def _add(
+    journal: Journal, model: nn.Module, operation: Mapping[str, Any], number: int, example_input: Any, partial: bool
+) -> None:
     given = dict(operation["options"])
     if isinstance(given["r"], Mapping):
         given["r"] = {int(stage): ratio for stage, ratio in given["r"].items()}
@@ -115,32 +119,36 @@ def _add(model: nn.Module, operation: Mapping[str, Any], number: int, example_in
         raise SurgeryError(f"Operation {number} of the recipe has options that mean nothing here: {error}") from error
     plan = make_plan(Exam(model, example_input), options)
     _compare(operation["sites"], [site_to_dict(site) for site in plan.sites], number)
-    graft(model, plan)
+    graft(journal, model, plan)
 
 
-def _strip(model: nn.Module, operation: Mapping[str, Any], number: int, example_input: Any, partial: bool) -> None:
+def _strip(
+    journal: Journal, model: nn.Module, operation: Mapping[str, Any], number: int, example_input: Any, partial: bool
+) -> None:
     exam = Exam(model, example_input)
     wanted = {site["path"] for site in operation["sites"]}
     sites = [site for site in exam.existing if site.path in wanted]
     _compare(operation["sites"], [stripped_to_dict(site) for site in sites], number)
-    remove(model, exam, sites, restore=operation["restore"])
+    remove(journal, model, exam, sites, restore=operation["restore"])
 
 
-def _prune(model: nn.Module, operation: Mapping[str, Any], number: int, example_input: Any, partial: bool) -> None:
+def _prune(
+    journal: Journal, model: nn.Module, operation: Mapping[str, Any], number: int, example_input: Any, partial: bool
+) -> None:
     modules, notes = dict(model.named_modules()), Notes(model, example_input)
     for site in operation["sites"]:
         if site["path"] in modules:
-            narrow(modules[site["path"]], site)
+            narrow(journal.open(modules[site["path"]]), site)
         elif not partial:
             raise SurgeryError(
                 f"Operation {number} of the recipe narrows {site['path']!r}, and here is no such module. Take the "
                 f"recipe's own base, with the versions of timm and se-surgery that it was made with."
             )
-    notes.refresh()
-    append_operation(Journal(), model, dict(operation))
+    notes.refresh(journal)
+    append_operation(journal, model, dict(operation))
 
 
-_OPERATIONS: dict[str, Callable[[nn.Module, Mapping[str, Any], int, Any, bool], None]] = {
+_OPERATIONS: dict[str, Callable[[Journal, nn.Module, Mapping[str, Any], int, Any, bool], None]] = {
     "add": _add,
     "strip": _strip,
     "prune": _prune,

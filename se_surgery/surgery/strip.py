@@ -22,8 +22,9 @@ from ..planning.exam import Exam
 from ..planning.options import check_flags, check_stages, check_where, matches, resolve_stage
 from ..records import OPERATIONS, REPLACED, Implant, implants, narrowed_beyond
 from ..structure.find import SESite, record_of
-from .edits import Journal, append_operation, like, rewrite, set_replaced, take_out
+from .edits import append_operation, like, rewrite, set_replaced, take_out
 from .graft import copied
+from .journal import Journal, guarded
 
 ORIGINS = ("se_surgery", "timm", "torchvision", "other")
 
@@ -84,10 +85,10 @@ def strip_se(
         raise NothingToDoError(_nothing(exam, origin))
     restore = origin == "se_surgery"
     if fold is None:
-        return remove(model, exam, chosen, restore)
+        return guarded(remove, model, exam, chosen, restore)
     foldings = plan_foldings(exam, chosen, restore)
     found = excitations(model, loader, example_input=example_input) if isinstance(fold, str) else fold
-    return remove(model, exam, chosen, restore, factors_of(foldings, found))
+    return guarded(remove, model, exam, chosen, restore, factors_of(foldings, found))
 
 
 def _check_fold(fold: Any, loader: Any) -> None:
@@ -132,6 +133,7 @@ def _nothing(exam: Exam, origin: str | None) -> str:
 
 
 def remove(
+    journal: Journal,
     model: nn.Module,
     exam: Exam,
     sites: Iterable[SESite],
@@ -149,20 +151,19 @@ def remove(
     modules = exam.seen.modules
     if restore:
         _refuse_old_widths(model, exam, sites)
-    with Journal() as journal:
-        hosts = []
-        for site in sites:
-            for path in exam.seen.everywhere(site.path):
-                host = path.rpartition(".")[0]
-                record = take_out(journal, modules, path, keep=restore)
-                if record is not None:
-                    hosts.append(host)
-                    _settle(journal, modules, record, host, restore)
-        for host in dict.fromkeys(hosts):
-            rewrite(journal, exam.anatomy, host)
-        for one, factor in factors:
-            _scale(journal, modules, one, factor)
-        _record(journal, model, sites, restore)
+    hosts = []
+    for site in sites:
+        for path in exam.seen.everywhere(site.path):
+            host = path.rpartition(".")[0]
+            record = take_out(journal, modules, path, keep=restore)
+            if record is not None:
+                hosts.append(host)
+                _settle(journal, modules, record, host, restore)
+    for host in dict.fromkeys(hosts):
+        rewrite(journal, exam.anatomy, host)
+    for one, factor in factors:
+        _scale(journal, modules, one, factor)
+    _record(journal, model, sites, restore)
     return model
 
 
@@ -205,7 +206,7 @@ def _settle(journal: Journal, modules: dict[str, nn.Module], record: Implant, ho
         native = kept.pop(name)
         set_replaced(parent, kept)
         if restore:
-            parent._modules[name] = like(native, modules[host])
+            parent._modules[name] = like(journal, native, modules[host])
 
 
 def _record(journal: Journal, model: nn.Module, sites: list[SESite], restore: bool) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from ..errors import NothingToDoError, OptionError, PatientError, shorten
 from ..reading.wrappers import check_module, unwrapped
 from ..records import FROZEN, implanted
+from ..surgery.journal import Journal, guarded
 
 # Buffers that a module in training mode changes: those of normalisations, and of both forms of spectral_norm.
 _STATISTICS = {"running_mean", "running_var", "num_batches_tracked", "weight_u", "_u"}
@@ -59,13 +60,9 @@ def freeze_base(model: nn.Module, head: bool | str | Collection[str] = False) ->
             "Nothing would be left to train: the model has no SE of this library that requires gradients. "
             "Put some in with add_se first, or name a head to train."
         )
-    unfreeze_base(bare)
     untouched = {id(module) for one in kept for module in one.modules()}
     flags = {number: flag for number, flag in flags.items() if number not in learning}
-    for module in bare.modules():
-        if id(module) not in untouched:
-            _freeze(module, flags)
-    return model
+    return guarded(_freeze_all, model, untouched, flags)
 
 
 def unfreeze_base(model: nn.Module) -> nn.Module:
@@ -84,19 +81,37 @@ def unfreeze_base(model: nn.Module) -> nn.Module:
         >>> se_surgery.unfreeze_base(model)
         >>> optimizer = torch.optim.AdamW(se_surgery.param_groups(model, lr=1e-4, se_lr=1e-3))
     """
-    for module in _operable(model).modules():
-        found = module.__dict__.pop(FROZEN, None)
-        if found is None:
-            continue
-        for name, flag in found["requires_grad"].items():
-            parameter = module._parameters.get(name)
-            if parameter is not None:
-                parameter.requires_grad_(flag)
-        if "training" in found:
-            module.training = found["training"]
-            del module.__dict__["train"]
-            module.__dict__.update(found["train"])
+    _operable(model)
+    return guarded(_unfreeze_all, model)
+
+
+def _freeze_all(journal: Journal, model: nn.Module, untouched: set[int], flags: dict[int, bool]) -> nn.Module:
+    """Freeze all modules but the untouched ones, as if nothing had been frozen before."""
+    _unfreeze_all(journal, model)
+    for module in unwrapped(model).modules():
+        if id(module) not in untouched:
+            _freeze(journal, module, flags)
     return model
+
+
+def _unfreeze_all(journal: Journal, model: nn.Module) -> nn.Module:
+    for module in unwrapped(model).modules():
+        if FROZEN in module.__dict__:
+            _unfreeze(journal, module)
+    return model
+
+
+def _unfreeze(journal: Journal, module: nn.Module) -> None:
+    """Give a module and its own parameters back what it has noted of them."""
+    found = journal.open(module).__dict__.pop(FROZEN)
+    for name, flag in found["requires_grad"].items():
+        parameter = module._parameters.get(name)
+        if parameter is not None:
+            journal.flag(parameter).requires_grad_(flag)
+    if "training" in found:
+        module.training = found["training"]
+        del module.__dict__["train"]
+        module.__dict__.update(found["train"])
 
 
 def _operable(model: Any) -> nn.Module:
@@ -127,12 +142,13 @@ def _flags(model: nn.Module) -> dict[int, bool]:
     return flags
 
 
-def _freeze(module: nn.Module, flags: dict[int, bool]) -> None:
+def _freeze(journal: Journal, module: nn.Module, flags: dict[int, bool]) -> None:
     """Freeze a module's own statistics, and those of its own parameters that have a flag here."""
+    journal.open(module)
     own = {name: p for name, p in module._parameters.items() if p is not None and id(p) in flags}
     found: dict[str, Any] = {"requires_grad": {name: flags[id(parameter)] for name, parameter in own.items()}}
     for parameter in own.values():
-        parameter.requires_grad_(False)
+        journal.flag(parameter).requires_grad_(False)
     statistics = any(name in _STATISTICS and buffer is not None for name, buffer in module._buffers.items())
     if statistics:
         found |= {"training": module.training, "train": {k: v for k, v in module.__dict__.items() if k == "train"}}
