@@ -382,18 +382,6 @@ class NoLayer(nn.Module):
         return x * torch.sigmoid(x.mean((2, 3), keepdim=True))
 
 
-class BlockWithSE(nn.Module):
-    """An SE written into the forward of a block that convolves: the block is not an SE."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.fc1, self.fc2 = toys.conv(8, 8), nn.Linear(8, 2), nn.Linear(2, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        return x * torch.sigmoid(self.fc2(F.relu(self.fc1(x.mean((2, 3))))))[:, :, None, None]
-
-
 class OtherChannels(Form):
     """Gives the gate and not the gated map."""
 
@@ -401,7 +389,7 @@ class OtherChannels(Form):
         return self.gate(x.mean((2, 3)))[:, :, None, None].expand_as(x)
 
 
-NOT_SE = (MapGate, PositionGate, LearnedScale, BatchedScale, NoLayer, BlockWithSE, OtherChannels)
+NOT_SE = (MapGate, PositionGate, LearnedScale, BatchedScale, NoLayer, OtherChannels)
 
 
 @pytest.mark.parametrize("form", [*NOT_SE, nn.Identity], ids=lambda form: form.__name__)

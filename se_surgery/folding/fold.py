@@ -56,6 +56,8 @@ def folding(exam: Exam, site: SESite, gone: Collection[str]) -> Folding:
 
 def _places(exam: Exam, site: SESite) -> Iterator[Place]:
     """Where an SE is, in each forward that calls it."""
+    if not site.is_module:
+        raise NoFold(site.written_out)
     record = record_of(site.path, exam.seen)
     if record is not None and record.edges:
         host = site.path.rpartition(".")[0]
@@ -105,7 +107,7 @@ def plan_foldings(
     """
     paths, foldings, reasons = [site.path for site in gone or sites], [], []
     for site in sites:
-        record = record_of(site.path, exam.seen)
+        record = record_of(site.path, exam.seen) if site.is_module else None
         if restore and record is not None and record.replaced:
             raise FoldError(
                 f"{site.path!r} replaced {record.replaced[0]!r}, which would come back beside the folded gate. "

@@ -1,14 +1,11 @@
 """Steps: what the functions in a block's graph do to a factor on each channel of a map.
 
-In: a node of a `Block`. Out: the factors that it lets through, or none; what its arguments are in the module that it
-calls; and what people call it.
+In: a node of a `Block`. Out: the factors that it lets through, or none, and what people call it.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from typing import Any
 
 from torch import fx
 
@@ -35,19 +32,6 @@ def kept_by(block: Block, node: fx.Node) -> int | None:
     if name in _LINEAR or _scales(block, node) or _changes_nothing(block, node):
         return ANY
     return NOT_NEGATIVE if name in _HOMOGENEOUS else None
-
-
-def arguments(child: Block, call: fx.Node) -> dict[str, fx.Node]:
-    """The nodes of the caller that a block's placeholders stand for."""
-    bound = child.trace.signature.bind(*call.args, **call.kwargs)
-    found = {}
-    for argument in child.trace.arguments:
-        value: Any = bound.arguments.get(argument.parameter)
-        for step in argument.steps:
-            value = value[step] if isinstance(value, Sequence) else None
-        if argument.node is not None and isinstance(value, fx.Node):
-            found[argument.node] = value
-    return found
 
 
 def _scales(block: Block, node: fx.Node) -> bool:

@@ -18,12 +18,12 @@ from ..errors import TraceError
 from ..planning.exam import Exam
 from ..planning.placements import changes_in_place
 from ..reading.anatomy import Anatomy
-from ..reading.block import Block
+from ..reading.block import Block, arguments
 from ..reading.events import Call
 from ..reading.layout import is_under
 from ..records import implants
 from .absorb import ANY, TAKERS, Absorption, NoFold, Trial
-from .steps import arguments, called, kept_by, told
+from .steps import called, kept_by, told
 
 # The way from the outside to a block inside: the callers, outermost first.
 _Above = tuple[tuple[Block, fx.Node], ...]

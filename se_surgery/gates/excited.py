@@ -176,7 +176,8 @@ def _read(told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Excitations
     sites = []
     for i, one in enumerate(told["sites"]):
         values = {name: tensors.get(f"{i}.{name}") for name in _TENSORS}
-        sites.append(Gates(SESite(**one["site"]), one["count"], **values))  # type: ignore[arg-type]
+        site = SESite(**{**one["site"], "layers": ()})
+        sites.append(Gates(site, one["count"], **values))  # type: ignore[arg-type]
     skipped = tuple((path, reason) for path, reason in told["skipped"])
     return Excitations(tuple(sites), tuple(told["labels"]), tuple(told["names"]), skipped)
 
@@ -247,7 +248,7 @@ def measured(
 def _tallied(exam: Exam, given: Iterator[Batch]) -> tuple[dict[str, Tally], set[str]]:
     """Run the batches through the model; the tally of each SE, and the SEs that are no gates."""
     model = exam.seen.model
-    tallies = {site.path: Tally.empty(site.channels) for site in exam.existing}
+    tallies = {site.path: Tally.empty(site.channels) for site in exam.existing if site.is_module}
     with catching(model, {path: axis_of(path, exam.seen) for path in tallies}) as catcher:
         for batch in given:
             catcher.caught.clear()
@@ -271,10 +272,11 @@ def _tallied(exam: Exam, given: Iterator[Batch]) -> tuple[dict[str, Tally], set[
 def _put_together(exam: Exam, tallies: dict[str, Tally], unfaithful: set[str], names: tuple[str, ...]) -> Excitations:
     told = gathered((unfaithful, sum(tally.count for tally in tallies.values())))
     no_gates = {path: _NO_GATE for path in tallies if any(path in paths for paths, _ in told)}
+    no_gates |= {site.path: site.written_out for site in exam.existing if not site.is_module}
     if not no_gates and not any(count for _, count in told):
         raise DataError("The loader gave no images. Give one that does; a generator gives its own only once.")
     sites, labels = [], torch.empty(0, dtype=torch.long)
-    for site in exam.existing:
+    for site in (site for site in exam.existing if site.is_module):
         tally = whole(tallies[site.path])
         if not tally.count:
             no_gates.setdefault(site.path, "it did not run")

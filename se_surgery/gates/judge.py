@@ -26,7 +26,7 @@ from ..planning.exam import Exam, refuse_unfit
 from ..reading.layout import in_rank
 from ..structure.find import SESite, axis_of
 from ..surgery.journal import Journal, guarded
-from ..surgery.strip import remove
+from ..surgery.strip import refuse_written_out, remove
 from .excited import Excitations, measured
 from .feed import batches, evaluating, modes_kept, runnable
 from .scores import Evaluate, Scores, accuracy, replaced
@@ -96,8 +96,10 @@ def _tradeoff(
     if example_input is None and first is not None:
         example_input = tuple(first.images.shape[1:])
     exam = Exam(model, example_input)
+    if exam.existing and not any(site.is_module for site in exam.existing):
+        refuse_written_out(exam.existing)
     if budget is not None:
-        parameters_kept(budget, sum(site.params for site in exam.existing))
+        parameters_kept(budget, sum(site.params for site in exam.existing if site.is_module))
     scores = Scores(resume, model)
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
         task = bar.add_task("Measuring the gates", total=None)
@@ -143,8 +145,9 @@ class _Judge:
     def __init__(self, exam: Exam, found: Excitations, evaluate: Evaluate, scores: Scores) -> None:
         self.exam, self.found, self.evaluate, self.scores = exam, found, evaluate, scores
         self.model = exam.seen.model
+        self.sites = [site for site in exam.existing if site.is_module]
         self.why_not: dict[str, str] = {}
-        self.gates = {site.path: gate for site in exam.existing if (gate := self._gate(site)) is not None}
+        self.gates = {site.path: gate for site in self.sites if (gate := self._gate(site)) is not None}
 
     def _gate(self, site: SESite) -> Tensor | None:
         """The mean gate of an SE that can be folded."""
@@ -158,7 +161,7 @@ class _Judge:
 
     def judged(self, batch: int, bar: Progress, task: TaskID) -> Tradeoff:
         """The score of the model and of every trial, which the bar shows."""
-        paths = [site.path for site in self.exam.existing]
+        paths = [site.path for site in self.sites]
         trials = [_Trial(f"strip {path}", path) for path in paths]
         trials += [_Trial(f"fold {path}", path, gate) for path, gate in self.gates.items()]
         bar.update(task, description="Scoring", total=len(trials) + 1, completed=0)
@@ -177,8 +180,9 @@ class _Judge:
                     losses.get(f"fold {site.path}"),
                     self.why_not.get(site.path, ""),
                 )
-                for site in self.exam.existing
+                for site in self.sites
             ),
+            left=tuple((site.path, site.written_out) for site in self.exam.existing if not site.is_module),
         )
 
     def _score(self, name: str, trials: list[_Trial]) -> float:

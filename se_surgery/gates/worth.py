@@ -62,12 +62,14 @@ class Tradeoff:
         worths: What each SE is worth, in order of execution.
         taken: The SEs that were taken out to keep the budget, by path.
         result: The score after that, measured; None where nothing was taken out.
+        left: The SEs that were left alone because they are no modules, each with where it is written out.
     """
 
     score: float
     worths: tuple[Worth, ...]
     taken: tuple[str, ...] = ()
     result: float | None = None
+    left: tuple[tuple[str, str], ...] = ()
 
     @property
     def parameters(self) -> int:

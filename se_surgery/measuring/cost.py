@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import ProbeError
 from ..planning.exam import Exam
+from ..reading.anatomy import Anatomy
 from ..reading.look import Look, look
 from ..structure.find import SESite, sites_in
 from ..structure.stages import Stages
@@ -143,7 +144,8 @@ def count_costs(model: nn.Module, example_input: Any = None) -> Costs:
     exam = Exam(model, example_input)
     places = _Places(exam)
     base, ses = dict.fromkeys(places.names, Count()), dict.fromkeys(places.names, Count())
-    for path, count in (*_kept(model), *_made(model, exam)):
+    weights = {path for one in exam.written.values() for path in one.weights}
+    for path, count in (*_kept(model, weights), *_made(model, exam)):
         side, part = ses if places.is_se(path) else base, places.part(path)
         side[part] += count
     present = [part for part in places.names if base[part] + ses[part] != Count()]
@@ -155,16 +157,17 @@ def count_costs(model: nn.Module, example_input: Any = None) -> Costs:
     )
 
 
-def _kept(model: nn.Module) -> Iterator[tuple[str, Count]]:
-    """The parameters and statistics of every module, each tensor once, by its path."""
+def _kept(model: nn.Module, weights: Container[str]) -> Iterator[tuple[str, Count]]:
+    """The parameters and statistics of every module, each tensor once, by its path; these weights by their own."""
     seen: set[int] = set()
     for path, module in model.named_modules():
-        held = [(tensor, "parameters") for tensor in module._parameters.values() if tensor is not None]
-        held += [(t, "statistics") for t in module._buffers.values() if t is not None and t.is_floating_point()]
-        for tensor, what in held:
-            if id(tensor) not in seen:
+        held = [(*item, "parameters") for item in module._parameters.items()]
+        held += [(*item, "statistics") for item in module._buffers.items()]
+        for name, tensor, what in held:
+            if tensor is not None and id(tensor) not in seen and (what == "parameters" or tensor.is_floating_point()):
                 seen.add(id(tensor))
-                yield path, Count(**{what: tensor.numel()})
+                own = f"{path}.{name}".strip(".")
+                yield own if own in weights else path, Count(**{what: tensor.numel()})
 
 
 def _made(model: nn.Module, exam: Exam) -> Iterator[tuple[str, Count]]:
@@ -174,9 +177,22 @@ def _made(model: nn.Module, exam: Exam) -> Iterator[tuple[str, Count]]:
     for event in exam.seen.events:
         yield event.path, Count(activations=event.activations)
     for site in exam.existing:
+        if site.block is not None:
+            yield from _written_out(exam, site)
+            continue
         for call in exam.seen.calls[site.path]:
             scaled = math.prod(call.output.shape[1:])
             yield site.path, Count(multiply_adds=scaled, activations=scaled)
+
+
+def _written_out(exam: Exam, site: SESite) -> Iterator[tuple[str, Count]]:
+    """What an SE makes that is written out: the scaled map, and what its block's own forward does for its layers."""
+    one = exam.written[site.path]
+    for _ in exam.seen.calls[one.block]:
+        yield site.path, Count(multiply_adds=one.scaled, activations=one.scaled)
+        for event in (event for event in one.events if event.path not in one.layers):
+            yield site.path, Count(multiply_adds=event.macs, activations=event.activations)
+            yield event.path, Count(multiply_adds=-event.macs, activations=-event.activations)
 
 
 class _Places:
@@ -187,7 +203,9 @@ class _Places:
         units = exam.units.found
         self._first = min((unit.start for unit in units), default=0)
         self._last = max((unit.end for unit in units), default=math.inf)
-        self._ses = {site.path: site for site in exam.existing}
+        self._ses = {path: site for site in exam.existing for path in (site.path, *site.layers)}
+        by_path = {site.path: site for site in exam.existing}
+        self._ses |= {path: by_path[at] for at, one in exam.written.items() if at in by_path for path in one.weights}
         self.names = (STEM, *(f"stage {number}" for number in range(1, exam.stages.count + 1)), HEAD, NOT_RUN)
 
     def is_se(self, path: str) -> bool:
@@ -244,7 +262,9 @@ def _nearest(path: str, known: Container[str]) -> str:
 
 def _scales(seen: Look) -> int:
     """The multiplications with which SEs scale their maps."""
-    maps = [call.output.shape for site in sites_in(seen, Stages(seen, [])) for call in seen.calls[site.path]]
+    sites, written = sites_in(Anatomy(seen), Stages(seen, []))
+    maps = [tuple(call.output.shape) for site in sites if site.is_module for call in seen.calls[site.path]]
+    maps += [one.shape for one in written.values() for _ in seen.calls[one.block]]
     return sum(math.prod(shape[1:]) for shape in maps)
 
 

@@ -6,6 +6,7 @@ the units that hold them. Changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -38,7 +39,9 @@ class Exam:
         self.existing: list[SESite] = []
         # The SEs of every unit, by the unit's index.
         self.held: dict[int, list[SESite]] = {i: [] for i in range(len(self.units.found))}
-        for site in sites_in(self.seen, self.stages):
+        # Those of them that are written out in a forward, by path.
+        sites, self.written = sites_in(self.anatomy, self.stages)
+        for site in sites:
             self._assign(site)
 
     def stage_of(self, unit: Unit) -> int:
@@ -67,17 +70,28 @@ class Exam:
 
     def _assign(self, site: SESite) -> None:
         """Note an SE with the unit it serves, in each of its places; one that serves none keeps what holds it."""
-        for path in self.seen.everywhere(site.path):
-            here = replace(site, path=path)
+        for here in self._everywhere(site):
             index = self._unit_of(here)
             if index is not None:
                 here = replace(here, unit=self.units.found[index].path)
                 self.held[index].append(here)
-            if path == site.path:
+            if here.path == site.path:
                 self.existing.append(here)
+
+    def _everywhere(self, site: SESite) -> Iterator[SESite]:
+        """An SE in each of its places: those of its module, or of the block in whose forward it is written out."""
+        if site.block is None:
+            yield from (replace(site, path=path) for path in self.seen.everywhere(site.path))
+            return
+        for block in self.seen.everywhere(site.block):
+            path, *layers = (moved(path, site.block, block) for path in (site.path, *site.layers))
+            self.written.setdefault(path, self.written[site.path])
+            yield replace(site, path=path, unit=block, block=block, layers=tuple(layers))
 
     def _unit_of(self, site: SESite) -> int | None:
         units = list(enumerate(self.units.found))
+        if site.block is not None:
+            return self._around(site)
         if site.origin == "se_surgery":
             same = [i for i, unit in units if unit.path == site.unit]
             own = [i for i in same if len(same) == 1 or self._is_servant(units[i][1], site)]
@@ -89,6 +103,22 @@ class Exam:
             if len(deepest) == 1 or self.units.found[i].calls(site.path):
                 return i
         return self._behind(site)
+
+    def _around(self, site: SESite) -> int | None:
+        """The deepest unit in whose block an SE is written out; of several of one block the one whose branch has it.
+
+        A unit that the whole model's forward makes holds what its branch does, and no more.
+        """
+        block, node = str(site.block), self.written[site.path].node
+        units = list(enumerate(self.units.found))
+        around = [(len(unit.path), i) for i, unit in units if unit.path == block or is_under(block, unit.path)]
+        same = [i for length, i in around if length == max(around)[0]]
+        for i in same:
+            unit = units[i][1]
+            inside = unit.block.path == block and any(n.name == node for n in unit.nodes)
+            if inside or unit.calls(block) or (len(same) == 1 and unit.path):
+                return i
+        return None
 
     def _is_servant(self, unit: Unit, site: SESite) -> bool:
         """Whether an SE of this library serves just this one of the units that its block has."""
@@ -109,6 +139,18 @@ class Exam:
         end, index = max(before)
         between = any(event.kind == "conv" and end < event.clock < start for event in self.seen.events)
         return None if between else index
+
+
+def moved(path: str, root: str, other: str) -> str:
+    """A path under one root, under another.
+
+    Examples:
+        >>> moved("blocks.0.fc1", "blocks.0", "tail"), moved("fc1", "", "net")
+        ('tail.fc1', 'net.fc1')
+    """
+    if not is_under(path, root):
+        return path
+    return f"{other}.{path[len(root) + 1 if root else 0 :]}".strip(".")
 
 
 # Wrappers are known by name: importing torch.distributed's to compare classes would cost more than the surgery.
@@ -161,7 +203,10 @@ def _takes_nothing(module: nn.Module) -> bool:
 
 
 def find_se(model: nn.Module, example_input: Any = None) -> list[SESite]:
-    """List the SE modules of a model in order of execution, whoever put them there.
+    """List the SEs of a model in order of execution, whoever put them there.
+
+    They are modules, or written out in the forward of a block (`site.block` says which, and `site.layers` with what
+    layers).
 
     Args:
         model: Any CNN; it is left as found.

@@ -148,11 +148,12 @@ class _Planner:
             self._skip(unit, "held", f"{HELD} ({', '.join(se.path for se in held)})")
             return
         if held and self.options.existing == "error":
+            ways = "'skip', 'replace' or 'stack'" if all(se.is_module for se in held) else "'skip' or 'stack'"
             raise SurgeryError(
-                f"{unit.path!r} holds an SE already ({held[0].path}). "
-                f"Take existing='skip', 'replace' or 'stack', or leave the unit out with where."
+                f"{unit.path!r} holds an SE already ({_told(held[0])}). "
+                f"Take existing={ways}, or leave the unit out with where."
             )
-        blocked = self._blocked(unit, site)
+        blocked = self._blocked(unit, site) or self._irreplaceable(held)
         if blocked:
             self.skipped.append(Skipped(unit.path, "refused", blocked, blocking=True))
             return
@@ -164,7 +165,7 @@ class _Planner:
 
     def _site(self, unit: Unit, edges: tuple[Edge, ...], stage: int, held: list[SESite]) -> Site:
         options, edge = self.options, edges[0]
-        replaced = tuple(se.path for se in held) if options.existing == "replace" else ()
+        replaced = tuple(se.path for se in held if se.is_module) if options.existing == "replace" else ()
         host = self.exam.anatomy.block(edge.owner)
         fills = _slot_behind(host, edge, options.name, replaced)
         name = options.name if fills else self._free_name(host, replaced)
@@ -201,6 +202,16 @@ class _Planner:
         # What a class defines is found before any child, None and properties too.
         free = (n for n in names if n not in taken and not hasattr(type(module), n))
         return next(n for n in free if getattr(module, n, None) is None or n in ours)
+
+    def _irreplaceable(self, held: list[SESite]) -> str | None:
+        """Why the SEs of a unit cannot be replaced, where that was asked for, or None."""
+        written = next((se for se in held if not se.is_module), None)
+        if written is None or self.options.existing != "replace":
+            return None
+        return (
+            f"its SE {written.path!r} is no module that could be replaced: {written.written_out}; "
+            f"existing='skip' leaves it alone, and 'stack' puts one beside it"
+        )
 
     def _asked_for(self, path: str) -> bool:
         """Whether a block that cannot be looked into is among the stages and globs that were asked for."""
@@ -239,6 +250,10 @@ def _slot_behind(host: Block, edge: Edge, name: str, replaced: tuple[str, ...]) 
         if not is_empty:
             return False
     return False
+
+
+def _told(site: SESite) -> str:
+    return site.path if site.is_module else f"{site.path}: {site.written_out}"
 
 
 def _called_once(host: Block, name: str) -> bool:

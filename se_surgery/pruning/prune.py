@@ -27,7 +27,7 @@ from ..reading.look import look
 from ..structure.find import SESite
 from ..surgery.edits import append_operation
 from ..surgery.journal import Journal, guarded
-from ..surgery.strip import check_origin, choose
+from ..surgery.strip import check_origin, choose, refuse_written_out
 from .widths import Notes, difference, widths
 
 
@@ -47,7 +47,8 @@ def prune_se(
     share goes; every SE keeps at least one. On an error the model is as before.
 
     Args:
-        model: A model with SEs of two layers, whoever put them there; other kinds of attention are left alone.
+        model: A model with SEs of two layers, whoever put them there; other kinds of attention are left alone, and
+            SEs that are written out in the forward of a block.
         ratio: Share of all their hidden channels to take out, between 0 and 1.
         loader: Gives images and labels; then importance is that of a channel's weights times the size of the
             cross-entropy's gradients (`GroupTaylorImportance`, the root of the mean square over the batches for the
@@ -77,8 +78,10 @@ def prune_se(
     listed, where = check_stages(stages), check_where(where)
     _torch_pruning()
     exam = Exam(model, example_input)
-    sites = [site for site in choose(exam, listed, where, origin) if _has_hidden(exam, site)]
+    chosen = choose(exam, listed, where, origin)
+    sites = [site for site in chosen if site.is_module and _has_hidden(exam, site)]
     if not sites:
+        refuse_written_out(chosen)
         raise NothingToDoError("No SE of two layers is among those asked for. Look at them with find_se.")
     return guarded(_prune, model, exam, sites, ratio, loader)
 

@@ -7,6 +7,7 @@ activations, ...) that happened inside every node, and the few questions about t
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -188,6 +189,19 @@ class Block:
     def output(self) -> fx.Node:
         """The graph's output node."""
         return self.nodes[-1]
+
+
+def arguments(child: Block, call: fx.Node) -> dict[str, fx.Node]:
+    """The nodes of the caller that a block's placeholders stand for."""
+    bound = child.trace.signature.bind(*call.args, **call.kwargs)
+    found = {}
+    for argument in child.trace.arguments:
+        value: Any = bound.arguments.get(argument.parameter)
+        for step in argument.steps:
+            value = value[step] if isinstance(value, Sequence) else None
+        if argument.node is not None and isinstance(value, fx.Node):
+            found[argument.node] = value
+    return found
 
 
 def _is_per_channel(value: Any) -> bool:

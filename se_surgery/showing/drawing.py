@@ -127,6 +127,9 @@ def _is_its(exam: Exam, unit: Unit, site: Site) -> bool:
 
 def _placement_of(exam: Exam, unit: Unit, se: SESite) -> str:
     """Where an SE that is there sits: as it was put there, else inside the branch if convolutions follow it."""
+    if not se.is_module:
+        end = exam.written[se.path].clock
+        return "inner" if any(event.clock > end for event in unit.block.convolutions(unit.nodes)) else "standard"
     host, _, name = se.path.rpartition(".")
     ours = next((implant for implant in implants(exam.seen.modules[host]) if implant.name == name), None)
     if ours is not None:

@@ -49,12 +49,16 @@ def _listed(title: str, sites: Sequence[SESite]) -> Part:
     if not sites:
         return "no SE"
     rows = []
-    for group in groups(sites, lambda s: (s.stage, s.channels, s.rd_channels, s.params, s.origin), lambda s: s.path):
+    for group in groups(sites, lambda s: (s.stage, s.channels, s.rd_channels, s.params, _origin(s)), lambda s: s.path):
         first = group[0]
         paths, width = compact([site.path for site in group]), shape(first.channels, first.rd_channels)
         params = sum(site.params for site in group)
-        rows.append((first.stage, paths, len(group), width, f"{params:,}", first.origin))
+        rows.append((first.stage, paths, len(group), width, f"{params:,}", _origin(first)))
     return Section(title, [">stage", "SE", ">number", "channels -> hidden", ">parameters", "origin"], rows)
+
+
+def _origin(site: SESite) -> str:
+    return site.origin if site.is_module else f"{site.origin}, written out in a forward"
 
 
 def gates_parts(found: Excitations) -> list[Part]:
@@ -100,6 +104,9 @@ def tradeoff_parts(found: Tradeoff) -> list[Part]:
         parts.append(
             f"Taken out: {count(len(found.taken), 'SE')}, {freed:,} parameters. Score then: {found.result:.4f}."
         )
+    if found.left:
+        shown = ", ".join(compact(group) for group in groups([path for path, _ in found.left], lambda _: None, str))
+        parts.append(f"Left alone, because they are written out in forwards and no modules: {shown}.")
     return parts
 
 

@@ -1,7 +1,8 @@
-"""Find: the SE modules of a model, whoever put them there.
+"""Find: the SEs of a model, whoever put them there.
 
-In: a `Look`. Out: a list of `SESite`s. An SE is recognised by what it does and not by its class: a module that returns
-its input times one number a channel, computed from the pooled input, and runs no convolution on the map itself.
+In: an `Anatomy`. Out: a list of `SESite`s. An SE is recognised by what it does and not by its class: a module that
+returns its input times one number a channel, computed from the pooled input, and runs no convolution on the map itself;
+or the same written out in the forward of a block, among other things that this does (see `inline`).
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ..reading.anatomy import Anatomy
 from ..reading.events import Call, is_map
 from ..reading.layout import channel_axis, is_under
 from ..reading.look import Look
-from ..records import Implant, implants, is_implant
+from ..records import Implant, implants, is_implant, original_class
+from .inline import Written, written_out
 from .stages import Stages
 
 _PACKAGES = {"timm": "timm", "torchvision": "torchvision"}
@@ -22,10 +25,11 @@ _PACKAGES = {"timm": "timm", "torchvision": "torchvision"}
 
 @dataclass(frozen=True)
 class SESite:
-    """One SE module of a model.
+    """One SE of a model: a module, or one that is written out in the forward of its block.
 
     Attributes:
-        path: Path of the SE module itself.
+        path: Path of the SE module itself; of one that is written out the path of its first layer, or of the child of
+            the block that this is in.
         unit: Path of the block it serves.
         stage: Stage of the network, from 1.
         channels: Channels it gates (C).
@@ -34,6 +38,9 @@ class SESite:
         macs: Multiply-adds an image: its layers and the scale.
         activations: Values an image that it makes: what its layers put out and the scaled map.
         origin: `se_surgery`, `timm`, `torchvision` or `other`.
+        layers: Paths of the layers of one that is written out, in order; a weight that is the block's own counts as
+            one. None for a module.
+        block: Path of the block in whose own forward it is written out; None for a module.
     """
 
     path: str
@@ -45,10 +52,33 @@ class SESite:
     macs: int
     activations: int
     origin: str
+    layers: tuple[str, ...] = ()
+    block: str | None = None
+
+    @property
+    def is_module(self) -> bool:
+        """Whether it is a module, and not written out in the forward of its block."""
+        return self.block is None
+
+    @property
+    def written_out(self) -> str:
+        """Where one that is written out is, in words."""
+        layers = " and ".join(map(repr, self.layers))
+        where = repr(self.block) if self.block else "the model"
+        return f"it is written out in the forward of {where}, with the layers {layers}"
 
 
-def sites_in(seen: Look, stages: Stages) -> list[SESite]:
-    """The SE modules that ran in a look, in order of execution."""
+def sites_in(anatomy: Anatomy, stages: Stages) -> tuple[list[SESite], dict[str, Written]]:
+    """The SEs that ran in a look, in order of execution, and those among them that are written out, by path."""
+    seen = anatomy.look
+    found = _modules_in(seen, stages)
+    written = {one.path: one for one in written_out(anatomy, [site.path for _, site in found])}
+    found += [(one.clock, _written_site(one, seen, stages.of(one.clock))) for one in written.values()]
+    return [site for _, site in sorted(found, key=lambda item: item[0])], written
+
+
+def _modules_in(seen: Look, stages: Stages) -> list[tuple[int, SESite]]:
+    """The SE modules that ran in a look, each with when it began."""
     found: list[tuple[int, SESite]] = []
     for path, calls in seen.calls.items():
         module = seen.modules[path]
@@ -59,7 +89,7 @@ def sites_in(seen: Look, stages: Stages) -> list[SESite]:
         if isinstance(module, nn.Identity):
             continue
         found.append((calls[0].start, _site(path, seen, stages.of(calls[0].end), implanted)))
-    return [site for _, site in sorted(found, key=lambda item: item[0])]
+    return found
 
 
 def _inside(path: str, found: list[tuple[int, SESite]]) -> bool:
@@ -98,6 +128,23 @@ def _site(path: str, seen: Look, stage: int, implanted: bool) -> SESite:
         macs=sum(event.macs for event in seen.during(call)) + math.prod(shape[1:]),
         activations=sum(event.activations for event in seen.during(call)) + math.prod(shape[1:]),
         origin=origin_of(module, record),
+    )
+
+
+def _written_site(one: Written, seen: Look, stage: int) -> SESite:
+    package = original_class(seen.modules[one.block]).__module__.partition(".")[0]
+    return SESite(
+        path=one.path,
+        unit=one.block,
+        stage=stage,
+        channels=one.shape[one.axis],
+        rd_channels=one.rd_channels,
+        params=one.params,
+        macs=sum(event.macs for event in one.events) + one.scaled,
+        activations=sum(event.activations for event in one.events) + one.scaled,
+        origin=_PACKAGES.get(package, "other"),
+        layers=one.layers,
+        block=one.block,
     )
 
 

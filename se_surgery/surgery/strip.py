@@ -3,7 +3,7 @@
 In: a model and a choice of its SEs. Out: the same model without them. What this library put in is undone to the letter:
 the block's class, attributes and, with `origin="se_surgery"`, the native SEs that were replaced. A native SE leaves an
 `nn.Identity`, because the block's own forward calls its place. An SE that is folded leaves its mean gate in the layers
-beside it.
+beside it. An SE that is written out in the forward of a block is no module that could be taken out, and is refused.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def strip_se(
 
     Raises:
         SurgeryError: What is wrong and what to do; `NothingToDoError` where no SE is left to take, `FoldError` where
-            an SE cannot be folded.
+            an SE cannot be folded, `PatientError` where one is no module, but written out in the forward of its block.
 
     Examples:
         >>> model = timm.create_model("seresnet50")
@@ -83,6 +83,8 @@ def strip_se(
     chosen = choose(exam, listed, where, origin)
     if not chosen:
         raise NothingToDoError(_nothing(exam, origin))
+    # Before anything is measured for it.
+    refuse_written_out(chosen)
     restore = origin == "se_surgery"
     if fold is None:
         return guarded(remove, model, exam, chosen, restore)
@@ -121,6 +123,21 @@ def choose(exam: Exam, stages: tuple[int, ...] | None, where: Any, origin: str |
     ]
 
 
+def refuse_written_out(sites: Iterable[SESite]) -> None:
+    """Refuse to take out SEs that are no modules.
+
+    Raises:
+        PatientError: One is written out in the forward of its block; the message says where.
+    """
+    written = [site for site in sites if not site.is_module]
+    if written:
+        more = f", and so {'are' if len(written) > 2 else 'is'} {len(written) - 1} more" if len(written) > 1 else ""
+        raise PatientError(
+            f"The SE {written[0].path!r} is no module that could be taken out: {written[0].written_out}{more}. "
+            f"Leave such SEs out with where=lambda site: site.is_module, or build the network without them."
+        )
+
+
 def _nothing(exam: Exam, origin: str | None) -> str:
     if not exam.existing:
         return "The model has no SE. Put some in with add_se first."
@@ -148,6 +165,7 @@ def remove(
         SurgeryError: It could not be done; the model is as before.
     """
     sites = list(sites)
+    refuse_written_out(sites)
     modules = exam.seen.modules
     if restore:
         _refuse_old_widths(model, exam, sites)
@@ -224,5 +242,5 @@ def _record(journal: Journal, model: nn.Module, sites: list[SESite], restore: bo
 def stripped_to_dict(site: SESite) -> dict[str, Any]:
     """An SE that was taken out, as plain data; what depends on the image is left out: multiply-adds and activations."""
     data = asdict(site)
-    del data["macs"], data["activations"]
+    del data["macs"], data["activations"], data["layers"], data["block"]
     return data
