@@ -142,6 +142,44 @@ class GateChild(Block):
         return self.se(y) * y
 
 
+class PoolAndLayers(Block):
+    """The write-ups' three children, in the block itself."""
+
+    LAYERS, PATH, PARAMS = ("fc.0", "fc.2"), "fc", 2 * C * HIDDEN
+
+    def build(self) -> None:
+        self.avg_pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Sequential(
+            nn.Linear(C, HIDDEN, bias=False), nn.ReLU(inplace=True), nn.Linear(HIDDEN, C, bias=False), nn.Sigmoid()
+        )
+
+    def gated(self, y: Tensor) -> Tensor:
+        b, c, _, _ = y.size()
+        return y * self.fc(self.avg_pool(y).view(b, c)).view(b, c, 1, 1).expand_as(y)
+
+
+class ExpandingGate(nn.Module):
+    """A child that gives its gate the map's size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({"down": nn.Linear(C, HIDDEN), "up": nn.Linear(HIDDEN, C)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = F.gelu(self.layers["down"](x.mean((2, 3))))
+        return torch.sigmoid(self.layers["up"](z))[:, :, None, None].expand_as(x)
+
+
+class ExpandedInChild(Block):
+    LAYERS, PATH = ("att.layers.down", "att.layers.up"), "att"
+
+    def build(self) -> None:
+        self.att = ExpandingGate()
+
+    def gated(self, y: Tensor) -> Tensor:
+        return y * self.att(y)
+
+
 class NormalisedGate(GateChild):
     """FishNet's: the gate is a branch that normalises first, and is added too."""
 
@@ -341,6 +379,7 @@ class HoldsUntraceable(Wrapped):
 
 FORMS = (
     *(GateFirst, Viewed, Expanded, InPlace, Augmented, Clamped, Closure, PoolChild, GateChild, NormalisedGate),
+    *(PoolAndLayers, ExpandedInChild),
     *(OwnWeights, MatrixProducts, WeightsOfChildren, OverChannels, OneLayer, TwoPools, Maximum, Normalised, FromInput),
     *(Beside, LastAxis, ProductInChild, Quantisable, HoldsScse, Wrapped, HoldsUntraceable),
 )
@@ -666,6 +705,62 @@ def test_of_two_units_in_one_forward_the_one_that_has_it_is_held():
     assert [(site.path, site.layers) for site in plan.existing] == [("reduce", ("reduce", "expand"))]
     with pytest.raises(PatientError, match="in the forward of the model, with the layers 'reduce' and 'expand'"):
         strip_se(model, example_input=SIZE)
+
+
+class PlainBlock(Block):
+    """No shortcut."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gated(F.relu(self.bn1(self.conv1(x))))
+
+    def gated(self, y: Tensor) -> Tensor:
+        return y * torch.sigmoid(self.expand(F.relu(self.reduce(y.mean((2, 3), keepdim=True)))))
+
+
+class Dense(GateFirst):
+    """Its input with what it makes, concatenated."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.gated(F.relu(self.bn1(self.conv1(x))))], 1)
+
+
+class Inception(GateFirst):
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        z = F.relu(self.bn2(self.conv2(x)))
+        return self.gated(torch.cat([y[:, : C // 2], z[:, : C // 2]], 1))
+
+
+class PlainRoot(nn.Module):
+    """All in the model's own forward, and no shortcut anywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = toys.conv(3, C), toys.conv(C, C), nn.Linear(C, 5)
+        self.reduce, self.expand = nn.Conv2d(C, HIDDEN, 1), nn.Conv2d(HIDDEN, C, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        x = x * torch.sigmoid(self.expand(F.relu(self.reduce(x.mean((2, 3), keepdim=True)))))
+        return self.head(F.relu(self.b(x)).mean((2, 3)))
+
+
+# Blocks of other kinds than a residual one: the unit that holds the SE, and how many units get one.
+KINDS = {
+    "straight": (lambda: net(PlainBlock(), PlainBlock()), ["blocks.0", "blocks.1"], 1),
+    "concatenated": (lambda: net(Dense(), toys.conv(2 * C, C)), ["blocks.0"], 0),
+    "inception": (lambda: net(Inception()), ["blocks.0"], 0),
+    "root": (lambda: randomise(PlainRoot()), [""], 1),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_units_of_other_kinds_are_held(kind):
+    create, held, sites = KINDS[kind]
+    plan = plan_se(create(), example_input=SIZE)
+    assert [skip.unit for skip in plan.skipped if skip.kind == "held"] == held
+    assert len(plan.existing) == len(held)
+    assert len(plan.sites) == sites
 
 
 def test_a_block_in_two_places_holds_it_in_both():

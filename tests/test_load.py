@@ -234,17 +234,57 @@ def test_ses_only_take_ses_only():
     assert_values(ours, {**before, **only_ses(trained().state_dict())})
 
 
-def test_layers_as_wide_as_the_map_are_told_apart_by_number():
-    """With r=1 shapes tell nothing: the number in the names does, in whatever order the file has them."""
+def test_layers_as_wide_as_the_map_are_told_apart_by_number_or_name():
+    """With r=1 shapes tell nothing: the number or the word in the names does, in whatever order the file has them."""
     theirs = foreign(r=1)
     ours = small(r=1)
     load_se(ours, dict(reversed(theirs.items())))
     assert_values(ours, trained(r=1).state_dict())
-    for old, new in (("fc1", "reduce"), ("fc2", "expand")):
-        theirs = {key.replace(old, new): value for key, value in theirs.items()}
-    text = refusal(ours, theirs)
+    for names in (("reduce", "expand"), ("squeeze", "excite"), ("excite", "squeeze"), ("left", "right")):
+        named = {renamed(key, dict(zip(("fc1", "fc2"), names, strict=True))): value for key, value in theirs.items()}
+        if names[0] in ("reduce", "squeeze"):
+            ours = small(r=1)
+            load_se(ours, dict(reversed(named.items())))
+            assert_values(ours, trained(r=1).state_dict())
+    text = refusal(small(r=1), named)
     assert "SEs that cannot be told apart: blocks.0.se (8 -> 8 -> 8, the checkpoint has" in text
     assert "Rename the tensors of each" in text
+
+
+def renamed(key: str, names: Mapping[str, str]) -> str:
+    return ".".join(names.get(name, name) for name in key.split("."))
+
+
+# Where others write an SE out in a block's own forward: what its layers are called below the block.
+WRITTEN_OUT = {
+    "efficientnet_pytorch, smp, MONAI": ("_se_reduce", "_se_expand"),
+    "one module in another": ("se.reduce.conv", "se.expand.conv"),
+    "squeeze and excite": ("squeeze", "excite"),
+    "numbers": ("fc1", "fc2"),
+}
+
+
+@pytest.mark.parametrize("r", [1, 4])
+@pytest.mark.parametrize("names", WRITTEN_OUT.values(), ids=WRITTEN_OUT)
+def test_layers_that_lie_in_the_block_itself(names, r):
+    """In a file that has them in another order."""
+    state = trained(r=r).state_dict()
+    first, second = names
+    theirs = {key.replace(".se.fc1.", f".{first}.").replace(".se.fc2.", f".{second}."): state[key] for key in state}
+    ours = small(r=r)
+    report = load_se(ours, dict(reversed(theirs.items())))
+    assert_values(ours, state)
+    assert {key for se in report.ses for key in se.keys.values()} == theirs.keys() - state.keys()
+
+
+def test_a_pair_of_names_is_told_from_other_layers_of_its_widths():
+    state = trained().state_dict()
+    theirs = {key.replace(".se.fc1.", "._se_reduce.").replace(".se.fc2.", "._se_expand."): state[key] for key in state}
+    for key in [key for key in theirs if "_se_" in key]:
+        theirs[key.replace("_se_expand", "_project_conv").replace("_se_reduce", "_expand_conv")] = theirs[key] + 1
+    ours = small()
+    load_se(ours, theirs, base=False)
+    assert_values(ours, {**small().state_dict(), **only_ses(state)})
 
 
 def test_other_ranks_of_weights():

@@ -1,8 +1,8 @@
 """Foreign: which tensors of a state dict made elsewhere are whose SE.
 
 In: the SEs that a model was given, and tensors that are not its base's. Out: a `Matching`: for every SE its two layers,
-or what is in the way. Names say nothing but where a tensor belongs; what makes an SE is its shapes, (hidden, C) and
-then (C, hidden), of Linear layers or of convolutions of one position.
+or what is in the way. What makes an SE is its shapes, (hidden, C) and then (C, hidden), of Linear layers or of
+convolutions of one position. Names say where a tensor belongs; where shapes leave a choice, they say which is which.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from ..se.excite import SqueezeExcite
 
 LAYERS = ("fc1", "fc2")
 _NUMBER = re.compile(r"(\d+)")
+# What the first and the second layer are called where that is no number: `_se_reduce` and `_se_expand`, for instance.
+_NAMES = (("reduce", "expand"), ("squeeze", "excite"), ("squeeze", "excitation"), ("squeeze", "expand"), ("down", "up"))
 
 
 class Grafted(NamedTuple):
@@ -206,6 +208,9 @@ def _layers(share: Mapping[str, Tensor]) -> list[_Layer]:
 def _pair(se: Grafted, layers: Sequence[_Layer]) -> tuple[_Layer, _Layer] | Problem:
     """The first and the second layer."""
     channels, hidden = se.widths
+    named = _named(layers, (hidden, channels), (channels, hidden))
+    if len(named) == 1:
+        return named[0]
     first = [layer for layer in layers if layer.widths == (hidden, channels)]
     second = [layer for layer in layers if layer.widths == (channels, hidden)]
     if channels == hidden:
@@ -215,6 +220,13 @@ def _pair(se: Grafted, layers: Sequence[_Layer]) -> tuple[_Layer, _Layer] | Prob
     shown = " and ".join(map(str, layers)) or "no Linear layer and no convolution of one position"
     kind = "ambiguous" if first and second else "widths"
     return Problem(kind, f"{se.path} ({channels} -> {hidden} -> {channels}, the checkpoint has {shown})")
+
+
+def _named(layers: Sequence[_Layer], *widths: tuple[int, int]) -> list[tuple[_Layer, _Layer]]:
+    """The pairs of layers of these widths whose names differ in nothing but the words for a first and a second one."""
+    first, second = ({layer.path: layer for layer in layers if layer.widths == those} for those in widths)
+    others = {path: {one.join(path.rsplit(other, 1)) for other, one in _NAMES if other in path} for path in first}
+    return [(first[path], second[form]) for path, forms in others.items() for form in forms if form in second]
 
 
 def _numbered(layers: list[_Layer]) -> tuple[list[_Layer], list[_Layer]]:

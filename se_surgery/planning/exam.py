@@ -102,7 +102,7 @@ class Exam:
         for i in deepest:
             if len(deepest) == 1 or self.units.found[i].calls(site.path):
                 return i
-        return self._behind(site)
+        return self._behind(self.seen.calls[site.path][0].start) if site.path in self.seen.calls else None
 
     def _around(self, site: SESite) -> int | None:
         """The deepest unit in whose block an SE is written out; of several of one block the one whose branch has it.
@@ -118,7 +118,7 @@ class Exam:
             inside = unit.block.path == block and any(n.name == node for n in unit.nodes)
             if inside or unit.calls(block) or (len(same) == 1 and unit.path):
                 return i
-        return None
+        return self._behind(min(event.clock for event in self.written[site.path].events))
 
     def _is_servant(self, unit: Unit, site: SESite) -> bool:
         """Whether an SE of this library serves just this one of the units that its block has."""
@@ -128,11 +128,8 @@ class Exam:
             return unit.calls(site.path)
         return self.is_place(unit, record.placement, record.edges)
 
-    def _behind(self, site: SESite) -> int | None:
-        """The plain unit that an SE follows directly, as an entry of the same Sequential."""
-        if site.path not in self.seen.calls:
-            return None
-        start = self.seen.calls[site.path][0].start
+    def _behind(self, start: int) -> int | None:
+        """The plain unit that what began then follows directly: an SE that is an entry of the same Sequential."""
         before = [(unit.end, i) for i, unit in enumerate(self.units.found) if unit.end < start and unit.kind == "plain"]
         if not before:
             return None
