@@ -506,6 +506,16 @@ class Selective(Block):
         return (both * s.view(-1, 2, C, 1, 1).softmax(1)).sum(1)
 
 
+class SplitNothing(Block):
+    """ResNeSt's split attention in two groups, of one split."""
+
+    def build(self) -> None:
+        self.reduce, self.expand = nn.Conv2d(C, HIDDEN, 1, groups=2), nn.Conv2d(HIDDEN, C, 1, groups=2)
+
+    def gated(self, y: Tensor) -> Tensor:
+        return y * torch.sigmoid(self.expand(F.relu(self.reduce(y.mean((2, 3), keepdim=True)))))
+
+
 class Context(Block):
     """A global context: every position has its weight in what is pooled."""
 
@@ -550,7 +560,7 @@ class Unused(Linear):
 
 NONE = (
     *(LayerScale, LearnedCode, NoLayer, ResponseNorm, MapGate, PositionGate, ImageGate, Selective, Context, WholeMap),
-    *(RowGate, Unused),
+    *(RowGate, Unused, SplitNothing),
 )
 
 

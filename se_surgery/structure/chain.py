@@ -157,8 +157,11 @@ def held(value: Tensor) -> list[int]:
 
 
 def is_layer(event: Event) -> bool:
-    """Whether an event is a layer's that works on one position: on a vector for each image."""
-    return event.kind in _LAYERS and sum(size > 1 for size in event.shape[1:]) < 2
+    """Whether an event is a layer's that works on one position, on a vector for each image, and sees all channels.
+
+    In groups it is that of a split attention (ResNeSt), which is another thing even where it splits nothing.
+    """
+    return event.kind in _LAYERS and event.groups == 1 and sum(size > 1 for size in event.shape[1:]) < 2
 
 
 def first_pool(seen: Look, call: Call | None) -> int | None:
