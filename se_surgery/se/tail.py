@@ -52,7 +52,7 @@ KEPT_CLAUSES: dict[str, Callable[[Any, Tensor], bool]] = {
     # Others have kernels of their own, which round in another way.
     "its tensors lie dense": lambda norm, c: all(t is None or t.is_contiguous() for t in _tensors(norm)),
     "a momentum": lambda norm, c: getattr(norm, "momentum", 0.0) is not None,
-    # BatchNorm refuses zero when it trains, in torch 2.9 and later.
+    # In some releases of torch BatchNorm refuses zero when it trains.
     "something is added to the variance": lambda norm, c: norm.eps > 0,
     "the input is needed": lambda norm, c: c.requires_grad or norm.weight.requires_grad,
     "the input is a batch of maps": lambda norm, c: c.dim() == 4 and c.numel() > c.shape[1],
@@ -75,6 +75,10 @@ def is_pointwise(module: nn.Module) -> bool:
 
 def _statistics(norm: Any) -> tuple[Any, Any]:
     return getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
+
+
+# Of any, as those of a normalisation are what it has.
+_NO_STATISTICS: tuple[Any, Any] = (None, None)
 
 
 def _tensors(norm: Any) -> tuple[Tensor | None, ...]:
@@ -226,7 +230,7 @@ def _batch_norm(norm: Any, c: Tensor, activated: bool) -> _Made:
         norm.num_batches_tracked.add_(1)
     weight, bias, eps, cudnn = norm.weight, norm.bias, norm.eps, torch.backends.cudnn.enabled
     tracked = norm.track_running_stats or not norm.training
-    mean, variance = _statistics(norm) if tracked else (None, None)
+    mean, variance = _statistics(norm) if tracked else _NO_STATISTICS
     by_batch = norm.training or (mean is None and variance is None)
     y, batch_mean, rstd, *_ = torch._batch_norm_impl_index(
         c, weight, bias, mean, variance, by_batch, norm.momentum, eps, cudnn
