@@ -352,11 +352,8 @@ def recorded(monkeypatch):
 
 
 def test_every_clause_has_its_tests():
-    assert set(BREAKS) == set(lean.CLAUSES)
-    assert {*(clause for clause, _ in NORM_BREAKS.values()), "the input is a batch of maps"} == {
-        *tail.OPEN_CLAUSES,
-        *tail.KEPT_CLAUSES,
-    }
+    assert {*BREAKS, "the map is real"} == set(lean.CLAUSES)
+    assert {*(clause for clause, _ in NORM_BREAKS.values()), *OTHER_BREAKS} == {*tail.OPEN_CLAUSES, *tail.KEPT_CLAUSES}
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
@@ -438,6 +435,7 @@ NORM_BREAKS: dict[str, tuple[str, tuple[Callable[[], nn.Module], torch.dtype, bo
     "not affine": ("plain affine parameters", (lambda: a_norm(affine=False), DOUBLE, True)),
     "sharded or replicated": ("plain affine parameters", (with_bare_weight, DOUBLE, True)),
     "half precision": ("parameters in full precision", (lambda: a_norm().bfloat16(), torch.bfloat16, True)),
+    "no eps": ("something is added to the variance", (lambda: a_norm(eps=0.0).eval(), DOUBLE, True)),
     "a cumulative average": ("a momentum", (lambda: a_norm(momentum=None), DOUBLE, True)),
     "a hook": ("nothing hangs on it", (hooked("register_forward_hook"), DOUBLE, True)),
     "a hook before it": ("nothing hangs on it", (hooked("register_forward_pre_hook"), DOUBLE, True)),
@@ -461,6 +459,13 @@ def test_a_clause_of_the_normalisation_that_does_not_hold_leaves_it_to_itself(ca
     assert list(map(str, norm.buffers())) == list(map(str, other.buffers()))
 
 
+# With tests of their own, below.
+OTHER_BREAKS = (
+    "the input is a batch of maps",
+    "its input is a plain tensor",
+    "plain statistics",
+    "its tensors lie dense",
+)
 NO_MAPS = {
     "one value a channel": ((1, WIDTH, 1, 1), "Expected more than 1 value"),
     "no map": (SIZE[:3], "expected 4D input"),
@@ -472,6 +477,50 @@ def test_an_input_that_is_no_batch_of_maps_is_the_normalisations_own_business(si
     with pytest.raises(ValueError, match=error):
         tail.tail(an_se(), (a_norm(),), maps(size=size).requires_grad_())
     assert recorded() == {"the input is a batch of maps"}
+
+
+class AsSubclass(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.as_subclass(Subclass)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_an_input_of_a_class_of_its_own_is_left_to_it(grad, recorded):
+    norm, se, x = a_norm(), an_se(), maps().requires_grad_(grad)
+    other = copied(norm)
+    with torch.set_grad_enabled(grad):
+        out = tail.tail(se, (AsSubclass(), norm), x)
+    assert recorded() == {"its input is a plain tensor", "the map is a plain tensor"}
+    assert type(out) is Subclass and torch.equal(out, in_plain_form(se)(other(x.as_subclass(Subclass))))
+
+
+def test_statistics_of_a_class_of_their_own_are_left_to_it(recorded):
+    norm, se = a_norm().eval(), an_se()
+    norm.running_mean = norm.running_mean.as_subclass(Subclass)
+    out = tail.tail(se, (norm,), x := maps().requires_grad_())
+    assert recorded() == {"plain statistics", "the map is a plain tensor"}
+    assert type(out) is Subclass and torch.equal(out, in_plain_form(se)(norm(x)))
+
+
+def test_parameters_that_are_a_part_of_others(recorded):
+    norm, se, c = a_norm(), an_se(), maps().requires_grad_()
+    norm.weight = nn.Parameter(torch.arange(1.0, 2 * WIDTH + 1).double()[::2])
+    out = tail.tail(se, (norm,), c)
+    assert recorded() == {"its tensors lie dense"} and kept_by(out) == ["y"]
+    assert torch.equal(out, in_plain_form(se)(norm(c)))
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules:UserWarning")
+def test_complex_maps_have_the_plain_forms_gradients(recorded):
+    """There the gradient is the product with the conjugate."""
+    se = an_se(act="tanh", gate="tanh", gate_scale=1.0).to(torch.complex128)
+    gradients = []
+    for form in (se, in_plain_form(se)):
+        x = torch.complex(maps(), maps(1)).requires_grad_()
+        form(x).abs().sum().backward()
+        gradients.append(x.grad)
+    assert recorded() == {"the map is real", "the lean form is wanted"}
+    assert torch.equal(*gradients) and gradients[0].imag.any()
 
 
 def test_a_hook_for_all_modules_counts(recorded):
@@ -530,6 +579,212 @@ def test_a_gate_in_a_wider_dtype():
     assert x.grad.dtype == torch.float32 and x.grad.any()
 
 
+# ------------------------------------------------------------------------------------------- the map that is made again
+
+LAYOUTS_OF_C: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": Tensor.contiguous,
+    "channels-last": lambda c: c.contiguous(memory_format=torch.channels_last),
+    "a part of a wider map": lambda c: torch.cat([c, c], 3)[..., : c.shape[3]],
+    "transposed": lambda c: c.mT.contiguous().mT,
+    "one map for all": lambda c: c[:1].expand_as(c),
+}
+# A constant channel and a bias of zero: what an activation sees is zero but for rounding.
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def with_jumps(norm: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
+    """A normalisation and its input, of which every other channel is constant."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for module in norm.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
+            nn.init.zeros_(module.bias)
+    c = maps(size=(4, WIDTH, 5, 7))
+    c[:, ::2] = torch.tensor([0.7, 1.3, 2.9]).double().reshape(1, 3, 1, 1)
+    return norm.to(wide), c.to(dtype)
+
+
+def runs(kinds: dict[str, Callable[[], nn.Module]], *without: str) -> dict[str, Callable[[], nn.Module]]:
+    return {name: kind for name, kind in kinds.items() if name not in without}
+
+
+@pytest.mark.parametrize("exactly", [True, False], ids=["", "as on other devices"])
+@pytest.mark.parametrize("layout", LAYOUTS_OF_C.values(), ids=LAYOUTS_OF_C)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("maker", ["BatchNorm", "timm's BatchNorm with ReLU", "timm's BatchNorm with Hardswish"])
+def test_the_map_is_made_again_bit_for_bit(maker, dtype, layout, exactly, monkeypatch):
+    for training in (True, False):
+        norm, c = with_jumps(NORMS[maker]().train(training), dtype)
+        c, se = layout(c).requires_grad_(), an_se().to(dtype)
+        if not exactly:
+            monkeypatch.setattr(tail, "_scales_exactly", lambda c: False)
+        node = tail.tail(se, (norm,), c).grad_fn
+        _, *kept = node.saved_tensors
+        with torch.no_grad():
+            y = norm(c)
+        assert torch.equal(node.rebuild(*kept), y)
+        anew = [tensor.clone(memory_format=torch.contiguous_format) for tensor in kept]
+        assert torch.equal(node.rebuild(*anew), y)
+
+
+PACKS: dict[str, Callable[[], Any]] = {
+    "no hooks": lambda: torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t),
+    "hooks that clone": lambda: torch.autograd.graph.saved_tensors_hooks(Tensor.clone, Tensor.clone),
+    "offloaded": torch.autograd.graph.save_on_cpu,
+}
+
+
+@pytest.mark.parametrize("context", PACKS.values(), ids=PACKS)
+@pytest.mark.parametrize("layout", LAYOUTS_OF_C.values(), ids=LAYOUTS_OF_C)
+@pytest.mark.parametrize("maker", ["timm's BatchNorm with ReLU", "BatchNorm and activations"])
+def test_an_activation_at_its_jump_has_the_plain_forms_gradient(maker, layout, context):
+    """The ReLU's slope is zero or one where its input is zero but for rounding: one bit there is a whole gradient."""
+    norm, c = with_jumps(NORMS[maker](), torch.float32)
+    model = nn.ModuleList([norm, an_se().float()])
+    gradients = []
+    for form in (model, in_plain_form(model)):
+        x = layout(c).requires_grad_()
+        with context():
+            out = tail.tail(form[1], (form[0],), x)
+        (out * torch.linspace(-1, 1, out.numel()).reshape(out.shape)).sum().backward()
+        gradients.append([x.grad, *(parameter.grad for parameter in form.parameters())])
+    assert all(torch.equal(mine, other) for mine, other in zip(*gradients, strict=True))
+
+
+# --------------------------------------------------------------------------- what changes between forward and backward
+
+
+def added(path: str, unseen: bool = False) -> Callable[[nn.ModuleList], None]:
+    @torch.no_grad()
+    def change(model: nn.ModuleList) -> None:
+        owner, _, name = path.rpartition(".")
+        tensor = getattr(model.get_submodule(owner), name)
+        (tensor.data if unseen else tensor).add_(0.5)
+
+    return change
+
+
+def trained(model: nn.ModuleList) -> None:
+    model[0].train()(maps(5) * 3)
+
+
+def stepped(model: nn.ModuleList) -> None:
+    biases = [parameter for name, parameter in model.named_parameters() if name.endswith("bias")]
+    for bias in biases:
+        bias.grad = torch.ones_like(bias)
+    torch.optim.SGD(biases, lr=0.1).step()
+    for bias in biases:
+        bias.grad = None
+
+
+# By what is done, whether the plain form raises in training and in evaluation, where it keeps what has changed.
+CHANGES: dict[str, tuple[Callable[[nn.ModuleList], None], bool, bool]] = {
+    "the norm's bias": (added("0.bias"), False, False),
+    "the norm's bias, unseen": (added("0.bias", unseen=True), False, False),
+    "the norm's weight": (added("0.weight"), True, True),
+    "its running mean": (added("0.running_mean"), True, True),
+    "its running variance": (added("0.running_var"), True, True),
+    "all biases, by an optimizer": (stepped, False, False),
+    "the SE's weight": (added("1.fc2.weight"), True, True),
+    "its statistics, by training": (trained, False, False),
+}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_after_the_forward_pass(change, training):
+    """An error where the plain form has one, and else its gradient."""
+    act, *raises = CHANGES[change]
+    model = nn.ModuleList([a_norm(), an_se()]).train(training)
+    gradients = []
+    for form in (model, in_plain_form(model)):
+        c = maps().requires_grad_()
+        out = tail.tail(form[1], (form[0],), c)
+        act(form)
+        if raises[not training]:
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                out.square().sum().backward()
+        else:
+            out.square().sum().backward()
+            gradients.append([c.grad, *(parameter.grad for parameter in form.parameters())])
+    assert all(torch.equal(mine, other) for mine, other in zip(*gradients or [(), ()], strict=True))
+
+
+ALONE: dict[str, Callable[[nn.ModuleList], None]] = {
+    "the norm's weight": added("0.weight"),
+    "its running variance": added("0.running_var"),
+}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("change", ALONE.values(), ids=ALONE)
+def test_what_changes_and_is_not_asked_for(change, training):
+    """A gradient of the SE alone does not go through the normalisation, whose own keeping is not looked at."""
+    model = nn.ModuleList([a_norm(), an_se()]).train(training)
+    gradients = []
+    for form in (model, in_plain_form(model)):
+        out = tail.tail(form[1], (form[0],), maps().requires_grad_())
+        change(form)
+        gradients.append(torch.autograd.grad(out.square().sum(), list(form[1].parameters())))
+    assert all(torch.equal(mine, other) for mine, other in zip(*gradients, strict=True))
+
+
+def test_an_input_that_changes_is_refused_and_not_wrong():
+    """The map is made from it. The plain form refuses it as well, but for gradients of the SE alone."""
+    for wanted in (slice(None), slice(2, None)):
+        norm, se, c = a_norm(), an_se(), maps().requires_grad_()
+        out = tail.tail(se, (norm,), c)
+        with torch.no_grad():
+            c.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(out.sum(), [*norm.parameters(), *se.parameters()][wanted])
+
+
+def raised(call: Callable[[], Any]) -> tuple[type[Exception], str] | None:
+    try:
+        call()
+    except Exception as error:
+        return type(error), str(error)
+    return None
+
+
+REFUSED: dict[str, Callable[[], nn.Module]] = {
+    "no eps": lambda: a_norm(eps=0.0),
+    "a negative eps": lambda: a_norm(eps=-1.0),
+    "a negative eps in evaluation": lambda: a_norm(eps=-1.0).eval(),
+    "timm's, no eps": lambda: a_norm(BatchNormAct2d, eps=0.0),
+    "no eps, but in groups": lambda: a_norm(GroupNormAct, num_groups=3, eps=0.0),
+    "other channels": lambda: randomise(nn.BatchNorm2d(WIDTH + 1).double()),
+    "other channels in evaluation": lambda: randomise(nn.BatchNorm2d(WIDTH + 1).double()).eval(),
+    "groups that do not fit": lambda: randomise(nn.GroupNorm(2, WIDTH + 2).double()),
+    "another dtype": lambda: a_norm().float(),
+    "one of two statistics": lambda: vars(norm := a_norm().eval())["_buffers"].update(running_mean=None) or norm,
+    "in place on what a ReLU keeps": lambda: nn.Sequential(a_norm(), nn.ReLU(), nn.SiLU(inplace=True)),
+    "in place on what timm's keeps": lambda: nn.Sequential(a_norm(BatchNormAct2d), nn.ReLU(inplace=True)),
+}
+
+
+@pytest.mark.parametrize("maker", REFUSED.values(), ids=REFUSED)
+def test_what_the_plain_form_refuses_is_refused_alike(maker):
+    norm, se = maker(), an_se()
+    other, plain = copied(norm), in_plain_form(se)
+    mine = raised(lambda: tail.tail(se, (norm,), maps().requires_grad_()).sum().backward())
+    assert mine == raised(lambda: plain(other(maps().requires_grad_())).sum().backward())
+    assert list(map(str, norm.buffers())) == list(map(str, other.buffers()))
+
+
+def test_a_sum_in_the_order_of_the_plain_forms():
+    """A gradient that is laid out otherwise than the map: its product has the gradient's layout."""
+    model = nn.ModuleList([a_norm(), an_se()]).float()
+    c = maps(size=(3, WIDTH, 11, 9)).float().contiguous(memory_format=torch.channels_last)
+    gradients = []
+    for form in (model, in_plain_form(model)):
+        x = c.clone().requires_grad_()
+        out = tail.tail(form[1], (form[0],), x) + form[1](x)
+        (out * maps(1, size=out.shape).float()).sum().backward()
+        gradients.append([x.grad, *(parameter.grad for parameter in form.parameters())])
+    assert all(torch.equal(mine, other) for mine, other in zip(*gradients, strict=True))
+
+
 # ------------------------------------------------------------------------------------------------------- whole networks
 
 
@@ -574,7 +829,8 @@ def test_a_training_step_of_a_network(name):
 def test_bytes_kept_by_hand():
     """Per SE, in floats: the excitation's own tensors in the lean form, and the map as well in the plain form.
 
-    The excitation keeps its input, its hidden layer, the sigmoid's output and that times two.
+    The excitation keeps its input, its hidden layer, the sigmoid's output and that times two. Of the normalisation the
+    lean form keeps a scale and a bias a channel, as they were.
     """
     base, x = build("resnet18").train(), images()
     model = add_se(copied(base))
@@ -583,9 +839,10 @@ def test_bytes_kept_by_hand():
         (se.fc2.weight.shape[:2], map_size) for se, map_size in zip(ses(model), (16, 16, 8, 8, 4, 4, 2, 2), strict=True)
     ]
     excitation = sum(2 * (3 * channels + hidden) for (channels, hidden), _ in sites)
+    normalisation = sum(2 * channels for (channels, _), _ in sites)
     outputs = sum(2 * channels * size**2 for (channels, _), size in sites)
     before = saved_bytes(base, x)
-    assert saved_bytes(model, x) - before == 4 * excitation
+    assert saved_bytes(model, x) - before == 4 * (excitation + normalisation)
     assert saved_bytes(plain, x) - before == 4 * (excitation + outputs)
 
 

@@ -7,7 +7,7 @@ plain form. With c the input of a normalisation, perhaps an activation, and n po
 
 - *The product is taken in place* where nobody else has y: a new map takes longer to come by than to fill.
 - *c is kept, and not y.* Autograd keeps y for ds = sum(dout * y), and for the activation's gradient. The normalisation
-  keeps c anyway, so `_Scale` keeps c too, which is no memory, and makes y again from it.
+  keeps c anyway, so `_Scale` keeps c too, which is no memory, and makes y again from it, bit for bit.
 - *dz is expanded, and no map.* The mean's own gradient is one, with the same value at all positions.
 
 The excitation is ordinary autograd in the SE's own call, and so is the normalisation. Gradients are the plain form's up
@@ -33,7 +33,7 @@ class Source(NamedTuple):
     """How a map came about that nobody else has.
 
     Attributes:
-        rebuild: The function that makes the map again.
+        rebuild: The function that makes the map again, bit for bit, as a new tensor.
         kept: What from; the normalisation that made it keeps this for its own gradient.
     """
 
@@ -45,6 +45,8 @@ class Source(NamedTuple):
 CLAUSES: dict[str, Callable[[Any, Tensor], bool]] = {
     "the lean form is wanted": lambda se, x: getattr(se, "lean", False) is True,
     "the map is a plain tensor": lambda se, x: type(x) is Tensor,
+    # Gradients of complex maps have conjugates in them.
+    "the map is real": lambda se, x: x.is_floating_point(),
     "the squeeze is the mean": lambda se, x: se.squeeze == "avg",
     "nothing is mixed in": lambda se, x: se.mix is None,
     "nothing traces": lambda se, x: torch._C._get_tracing_state() is None,
@@ -94,7 +96,8 @@ def gated(se: Any, y: Tensor, source: Source | None = None) -> Tensor:
 
 def _fits(y: Tensor, z: Tensor, gate: Tensor) -> bool:
     """Whether a gate is one value a channel of each map, and the product has the map's dtype."""
-    return gate.shape == z.shape and torch.result_type(y, gate) == y.dtype
+    plain = type(y) is type(gate) is Tensor
+    return plain and gate.shape == z.shape and torch.result_type(y, gate) == y.dtype
 
 
 def _itself(y: Tensor) -> Tensor:
@@ -131,7 +134,10 @@ class _Scale(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, gate: Tensor, rebuild: Callable[..., Tensor], *kept: Tensor | None) -> Tensor:
         ctx.rebuild = rebuild
-        ctx.save_for_backward(gate, *kept)
+        ctx.gate_shape = gate.shape
+        gates, scales, *_ = ctx.needs_input_grad
+        # No more than the plain form's product, which raises where one that it kept has changed since.
+        ctx.save_for_backward(gate if gates else None, *(kept if scales else ()))
         if rebuild is _itself:
             return y * gate
         ctx.mark_dirty(y)
@@ -145,11 +151,14 @@ class _Scale(torch.autograd.Function):
         dgate = None
         if scales:
             y = ctx.rebuild(*kept)
-            product = y * dout if ctx.rebuild is _itself or _many(dout) else y.mul_(dout)
-            dgate = product.sum_to_size(gate.shape)
+            # In the plain form's order, from which comes the product's layout, and from that the order of the sum.
+            product = y.mul_(dout) if ctx.rebuild is not _itself and _fits_in_place(dout, y) else dout * y
+            dgate = product.sum_to_size(ctx.gate_shape)
         return (dout * gate if gates else None, dgate, *(None for _ in rest))
 
 
-def _many(gradient: Tensor) -> bool:
-    """Whether it is one gradient for many, as of `torch.autograd.grad(is_grads_batched=True)`; none fits in place."""
-    return is_batchedtensor(gradient) or is_legacy_batchedtensor(gradient)
+def _fits_in_place(gradient: Tensor, y: Tensor) -> bool:
+    """Whether the product of a gradient and a map can be written over the map, and is laid out as another would be."""
+    # One gradient for many is that of `torch.autograd.grad(is_grads_batched=True)`.
+    many = is_batchedtensor(gradient) or is_legacy_batchedtensor(gradient)
+    return not many and type(gradient) is Tensor and gradient.dtype == y.dtype and gradient.stride() == y.stride()

@@ -3,10 +3,15 @@
 In: these modules and the input of the first. Out: the gated map, bit for bit what they return one after the other.
 Nobody but the SE has the map between them, and it can be made again from the normalisation's input: with its `Source`
 the lean form does the rest. Where a clause does not hold, the modules are called one after the other.
+
+The map that is made again is that of the forward, bit for bit: an activation whose slope jumps, as the ReLU's at zero,
+would else give another gradient where its input is zero but for rounding. It is made from what the normalisation's
+parameters and statistics were in the forward, since they may change before the backward pass.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -33,6 +38,7 @@ _GLOBAL_HOOKS = (
 # What has to hold of a normalisation and its input, so that what it returns is a new map that nobody else has.
 OPEN_CLAUSES: dict[str, Callable[[Any, Tensor], bool]] = {
     "its class is known": lambda norm, c: type(norm) in _NORMS,
+    "its input is a plain tensor": lambda norm, c: type(c) is Tensor,
     "no dropout in it": lambda norm, c: type(norm._modules.get("drop", _NOTHING)) is nn.Identity,
     "no activation in it that is not known": lambda norm, c: is_pointwise(norm._modules.get("act", _NOTHING)),
     "nothing hangs on it": lambda norm, c: is_bare(norm) and all(map(is_bare, norm.children())),
@@ -42,7 +48,12 @@ OPEN_CLAUSES: dict[str, Callable[[Any, Tensor], bool]] = {
 KEPT_CLAUSES: dict[str, Callable[[Any, Tensor], bool]] = {
     "plain affine parameters": lambda norm, c: type(norm.weight) is type(norm.bias) is nn.Parameter,
     "parameters in full precision": lambda norm, c: norm.weight.dtype in (torch.float32, torch.float64),
+    "plain statistics": lambda norm, c: all(type(tensor) in (Tensor, type(None)) for tensor in _statistics(norm)),
+    # Others have kernels of their own, which round in another way.
+    "its tensors lie dense": lambda norm, c: all(t is None or t.is_contiguous() for t in _tensors(norm)),
     "a momentum": lambda norm, c: getattr(norm, "momentum", 0.0) is not None,
+    # In some releases of torch BatchNorm refuses zero when it trains.
+    "something is added to the variance": lambda norm, c: norm.eps > 0,
     "the input is needed": lambda norm, c: c.requires_grad or norm.weight.requires_grad,
     "the input is a batch of maps": lambda norm, c: c.dim() == 4 and c.numel() > c.shape[1],
     # BatchNorm takes maps in half precision with parameters in full precision, and is the same under autocast.
@@ -60,6 +71,18 @@ def is_bare(module: nn.Module) -> bool:
 def is_pointwise(module: nn.Module) -> bool:
     """Whether a module is an activation that is known, or does nothing."""
     return type(module) is nn.Identity or type(module) in _ACTIVATIONS
+
+
+def _statistics(norm: Any) -> tuple[Any, Any]:
+    return getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
+
+
+# Of any, as those of a normalisation are what it has.
+_NO_STATISTICS: tuple[Any, Any] = (None, None)
+
+
+def _tensors(norm: Any) -> tuple[Tensor | None, ...]:
+    return norm.weight, norm.bias, *_statistics(norm)
 
 
 def _agree(weight: Tensor, c: Tensor) -> bool:
@@ -86,9 +109,20 @@ def tail(se: nn.Module, makers: Sequence[nn.Module], x: Tensor) -> Tensor:
         return _called((norm, *acts, se), x)
     if not torch.is_grad_enabled():
         return gated(se, _called((norm, *acts), x), PASSING)
-    if not all_hold(KEPT_CLAUSES, norm, x):
+    if not all_hold(KEPT_CLAUSES, norm, x) or _writes_over(norm, acts):
         return _called((norm, *acts, se), x)
     return gated(se, *_made(norm, acts, x))
+
+
+def _writes_over(norm: nn.Module, acts: Sequence[nn.Module]) -> bool:
+    """Whether an activation writes over what the one before it keeps, which autograd refuses in the plain form."""
+    both = itertools.pairwise(_known(norm, acts))
+    return any(type(first) in (nn.ReLU, nn.ReLU6) and getattr(second, "inplace", False) for first, second in both)
+
+
+def _known(norm: nn.Module, acts: Sequence[nn.Module]) -> list[nn.Module]:
+    """The activations in a normalisation and behind it, without those that do nothing."""
+    return [act for act in (getattr(norm, "act", _NOTHING), *acts) if type(act) in _ACTIVATIONS]
 
 
 def _called(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
@@ -138,12 +172,31 @@ _Made = tuple[Tensor, Callable[..., Tensor], tuple[Tensor | None, ...]]
 
 def _made(norm: nn.Module, acts: Sequence[nn.Module], c: Tensor) -> tuple[Tensor, Source]:
     """What a normalisation and activations make of c, and how."""
-    y, rebuild, kept = _NORMS[type(norm)](norm, c)
-    for act in (getattr(norm, "act", _NOTHING), *acts):
-        if type(act) in _ACTIVATIONS:
-            y = _Activate.apply(y, act, rebuild, *kept)
-            rebuild = partial(_activated, act, rebuild)
+    acts = _known(norm, acts)
+    y, run, kept = _NORMS[type(norm)](norm, c, bool(acts))
+    rebuild: Callable[..., Tensor] = partial(_rerun, run, c.stride())
+    for act in acts:
+        y = _Activate.apply(y, act, rebuild, *kept)
+        rebuild = partial(_activated, act, rebuild)
     return y, Source(rebuild, kept)
+
+
+def _rerun(run: Callable[..., Tensor], strides: tuple[int, ...], c: Tensor, *others: Tensor) -> Tensor:
+    """What a normalisation makes of c, laid out as it was: other layouts have other kernels, and round in another way.
+
+    Hooks on saved tensors, `torch.autograd.graph.save_on_cpu` for one, give c back in a layout of their own.
+    """
+    if c.stride() != strides:
+        c = _laid_out(c, strides)
+    return run(c, *others)
+
+
+def _laid_out(c: Tensor, strides: tuple[int, ...]) -> Tensor:
+    laid = torch.empty_strided(c.shape, strides, dtype=c.dtype, device=c.device)
+    # Of what is expanded, one is written for all.
+    written = tuple(slice(None) if stride else slice(0, 1) for stride in strides)
+    laid[written].copy_(c[written])
+    return laid
 
 
 def _activated(act: nn.Module, rebuild: Callable[..., Tensor], *kept: Tensor) -> Tensor:
@@ -171,35 +224,65 @@ class _Activate(torch.autograd.Function):
         )
 
 
-def _batch_norm(norm: Any, c: Tensor) -> _Made:
+def _batch_norm(norm: Any, c: Tensor, activated: bool) -> _Made:
     """What the forward of `nn.BatchNorm2d` does, by the function that returns the statistics, too."""
     if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
-    weight, bias, eps = norm.weight, norm.bias, norm.eps
+    weight, bias, eps, cudnn = norm.weight, norm.bias, norm.eps, torch.backends.cudnn.enabled
     tracked = norm.track_running_stats or not norm.training
-    mean, variance = (norm.running_mean, norm.running_var) if tracked else (None, None)
-    by_batch = norm.training or mean is None
+    mean, variance = _statistics(norm) if tracked else _NO_STATISTICS
+    by_batch = norm.training or (mean is None and variance is None)
     y, batch_mean, rstd, *_ = torch._batch_norm_impl_index(
-        c, weight, bias, mean, variance, by_batch, norm.momentum, eps, torch.backends.cudnn.enabled
+        c, weight, bias, mean, variance, by_batch, norm.momentum, eps, cudnn
     )
-    if by_batch:
-        return y, _normalised, (c.detach(), batch_mean, rstd, weight.detach(), bias.detach())
-    return y, partial(F.batch_norm, eps=eps), (c.detach(), mean, variance, weight.detach(), bias.detach())
+    c, weight, bias = c.detach(), weight.detach(), bias.detach().clone()
+    if not by_batch:
+        # A forward that trains writes to them, and no version counter tells.
+        statistics = (mean.clone(), variance.clone())
+        return y, partial(_by_statistics, eps, cudnn), (c, *statistics, weight.clone(), bias)
+    if _scales_exactly(c) or not (activated or c.device.type == "cpu"):
+        return y, _scaled, (c, batch_mean, rstd * weight, bias)
+    return y, partial(_by_batch, eps, cudnn), (c, weight.clone(), bias)
 
 
-def _normalised(c: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.batch_norm(c, mean, rstd**-2, weight, bias, eps=0.0)
+def _scales_exactly(c: Tensor) -> bool:
+    """Whether `_scaled` is bit for bit what BatchNorm returned.
+
+    The kernel for dense maps on CPU first makes two numbers a channel, `scale = rstd * weight` and
+    `bias - mean * scale`, and of a variance of one its rstd is one.
+    """
+    dense = c.is_contiguous() or c.is_contiguous(memory_format=torch.channels_last)
+    return dense and c.device.type in ("cpu", "meta")
 
 
-def _group_norm(norm: nn.GroupNorm, c: Tensor) -> _Made:
+def _scaled(c: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """BatchNorm by statistics that are known; no other function takes an rstd."""
+    # `F.batch_norm` would refuse to add nothing to the variance, as it does in training.
+    return torch.batch_norm(c, scale, bias, mean, torch.ones_like(mean), False, 0.0, 0.0, False)
+
+
+def _by_batch(eps: float, cudnn: bool, c: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """BatchNorm as it was in the forward; the statistics are taken once more."""
+    return torch.batch_norm(c, weight, bias, None, None, True, 0.0, eps, cudnn)
+
+
+def _by_statistics(
+    eps: float, cudnn: bool, c: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor
+) -> Tensor:
+    return torch.batch_norm(c, weight, bias, mean, variance, False, 0.0, eps, cudnn)
+
+
+def _group_norm(norm: nn.GroupNorm, c: Tensor, activated: bool) -> _Made:
     def run(c: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.group_norm(c, groups, weight, bias, eps)
 
     groups, eps = norm.num_groups, norm.eps
-    return run(c, norm.weight, norm.bias), run, (c.detach(), norm.weight.detach(), norm.bias.detach())
+    kept = (c.detach(), norm.weight.detach().clone(), norm.bias.detach().clone())
+    return run(c, norm.weight, norm.bias), run, kept
 
 
-_NORMS: dict[type[nn.Module], Callable[[Any, Tensor], _Made]] = {
+# Each takes a normalisation, its input, and whether an activation follows.
+_NORMS: dict[type[nn.Module], Callable[[Any, Tensor, bool], _Made]] = {
     **dict.fromkeys((nn.BatchNorm2d, BatchNormAct2d), _batch_norm),
     **dict.fromkeys((nn.GroupNorm, GroupNorm, GroupNormAct), _group_norm),
 }
