@@ -19,7 +19,7 @@ from ..planning.options import check_flags, check_options, option_arguments
 from ..planning.plan import Plan, Site, operation_of
 from ..planning.planner import make_plan, unplaced_reason
 from ..reading.anatomy import Anatomy
-from ..records import ABSENT, IMPLANTS, REPLACED, Implant, implants
+from ..records import ABSENT, IMPLANTS, REPLACED, Implant, implants, note_origin
 from ..se.excite import build
 from .edits import Journal, append_operation, rewrite, set_replaced, take_out
 
@@ -135,17 +135,19 @@ def graft(model: nn.Module, plan: Plan) -> nn.Module:
     keys = _keys(model)
     modules = plan.exam.seen.modules
     hosts = []
+    operation = operation_of(plan)
     with Journal() as journal:
         for site in plan.sites:
             taken = [(path, take_out(journal, modules, path)) for path in site.replaces]
             hosts += [path.rpartition(".")[0] for path, record in taken if record is not None]
             inherited = [path for _, record in taken if record is not None for path in record.replaced]
             _put_in(journal, modules, site, plan, (*site.replaces, *inherited))
+            note_origin(modules[site.host]._modules[site.name], site.path, model, operation)
             hosts.append(site.host)
         for host in dict.fromkeys(hosts):
             rewrite(journal, plan.exam.anatomy, host)
         _check_keys(model, keys, plan)
-        append_operation(journal, model, operation_of(plan))
+        append_operation(journal, model, operation)
     return model
 
 
