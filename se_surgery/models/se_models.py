@@ -82,8 +82,12 @@ def register_se(name: str, base: str, **options: Any) -> None:
     with LOCK:
         if is_model(name):
             raise OptionError(f"timm has a model {name!r} already. Give another name.")
-        _register(name, base, "by_a_user", se=copy.deepcopy(options))
-        _users.add(name)
+        try:
+            _register(name, base, "by_a_user", se=copy.deepcopy(options))
+            _users.add(name)
+        except BaseException:
+            _take_back(name)
+            raise
 
 
 def _check_name(name: Any) -> None:
@@ -114,8 +118,17 @@ def unregister_se(name: str) -> None:
             raise OptionError(
                 f"{shorten(name)} was not registered by register_se. Registered are: {', '.join(ours) or 'none'}."
             )
-        _unregister(name)
-        _users.remove(name)
+        try:
+            _take_back(name)
+        except BaseException:
+            # Interrupted half-way: what was begun is brought to its end.
+            _take_back(name)
+            raise
+
+
+def _take_back(name: str) -> None:
+    _unregister(name)
+    _users.discard(name)
 
 
 def _register(name: str, base: str | None, maker: str, **given: Any) -> None:

@@ -23,6 +23,7 @@ from ..gates.scores import class_scores
 from ..gates.shards import attempt, total
 from ..planning.exam import Exam, refuse_unfit
 from ..planning.options import check_stages, check_where
+from ..reading.encoded import refuse_encoded_layers
 from ..reading.look import look
 from ..structure.find import SESite
 from ..surgery.edits import Journal, append_operation
@@ -79,6 +80,7 @@ def prune_se(
     sites = [site for site in choose(exam, listed, where, origin) if _has_hidden(exam, site)]
     if not sites:
         raise NothingToDoError("No SE of two layers is among those asked for. Look at them with find_se.")
+    refuse_encoded_layers(model, tuple(site.path for site in sites))
     # torch-pruning sees by gradients which layers hang together, and parameters have to be fit for them.
     with torch.inference_mode(False), torch.enable_grad():
         gradients = _gradients(model, sites, loader) if loader is not None else {}

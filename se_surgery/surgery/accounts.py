@@ -22,6 +22,7 @@ class _Found(NamedTuple):
 
     se: nn.Module
     record: Implant
+    block: nn.Module
     host: str
 
 
@@ -35,7 +36,7 @@ def refuse_unaccounted(model: nn.Module, operations: list[dict[str, Any]]) -> No
     _refuse_lowered(model)
     _refuse_operated_parts(model)
     said, found = _said(model, operations), _found(model)
-    known = {path: one for path, one in found.items() if path in said and _is_its_own(one, said[path][0])}
+    known = {path: one for path, one in found.items() if path in said and _is_its_own(one, path, said[path][0])}
     _refuse_strangers(model, found, known)
     lost = [path for path in said if path not in known]
     if lost:
@@ -90,46 +91,58 @@ def _said(model: nn.Module, operations: list[dict[str, Any]]) -> dict[str, tuple
 def _found(model: nn.Module) -> dict[str, _Found]:
     """The SEs of this library that stand in the blocks that they were put into, by path."""
     return {
-        f"{host}.{record.name}".lstrip("."): _Found(block._modules[record.name], record, host)  # type: ignore[arg-type]
+        f"{host}.{record.name}".lstrip("."): _Found(block._modules[record.name], record, block, host)  # type: ignore[arg-type]
         for host, block in model.named_modules()
         for record in implants(block)
         if isinstance(block._modules.get(record.name), (SqueezeExcite, Attention))
     }
 
 
-def _is_its_own(one: _Found, operation: dict[str, Any]) -> bool:
+def _is_its_own(one: _Found, path: str, operation: dict[str, Any]) -> bool:
     """Whether an SE was put in where it is, by an operation that is this one."""
     origin = one.se.__dict__.get(PUT_IN)
-    # Models that were pickled before SEs said so have the path alone.
-    same = origin is None or origin["operation"] is operation or origin["operation"] == operation
-    return bool(same and one.record.host == one.host)
+    # Models that were pickled before SEs said so have the path of the block alone.
+    if origin is None:
+        return one.record.host == one.host
+    same = origin["operation"] is operation or origin["operation"] == operation
+    return bool(same and origin["path"] == path and one.record.host == one.host)
 
 
 def _refuse_strangers(model: nn.Module, found: dict[str, _Found], known: dict[str, _Found]) -> None:
     """Refuse SEs, and layers of SEs, that are not among the known ones."""
-    inside = {id(module) for one in known.values() for module in one.se.modules()}
-    strangers = list(_loose(model, inside)) or [
-        (path, f"{one.record.host}.{one.record.name}".lstrip("."), "") for path, one in found.items() if path not in known
-    ]
+    strangers = list(_loose(model, known))
+    if not strangers:
+        # Models that were pickled before SEs said where they were put in.
+        others = ((path, one.record) for path, one in found.items() if path not in known)
+        strangers = [(path, f"{record.host}.{record.name}".lstrip("."), "") for path, record in others]
     if strangers:
         path, then, whole = strangers[0]
-        number = "an SE that its" if len(strangers) == 1 else f"{len(strangers)} SEs that its"
+        number = len({then for _, then, _ in strangers})
+        held = "an SE that its" if number == 1 else f"{number} SEs that its"
         raise SurgeryError(
-            f"This {type(model).__name__} holds {number} own operations do not account for: {path or 'itself'!r} was "
+            f"This {type(model).__name__} holds {held} own operations do not account for: {path or 'itself'!r} was "
             f"put in as {then!r} of {f'a {whole}' if whole else 'another model'}. A part of an operated model, or "
             f"another arrangement of its blocks, has no recipe. Give the recipe of the model that was operated on; "
             f"or arrange a fresh base in that way, and operate on it then."
         )
 
 
-def _loose(model: nn.Module, inside: set[int]) -> Iterator[tuple[str, str, str]]:
-    """Each SE of which something is outside of the known ones: its path, and the path and the model of the time."""
-    seen: set[int] = set()
-    for path, module in model.named_modules():
-        origin = module.__dict__.get(PUT_IN)
-        if origin is not None and id(module) not in inside and id(origin) not in seen:
-            seen.add(id(origin))
-            yield path, origin["path"], origin["model"]
+def _loose(model: nn.Module, known: dict[str, _Found]) -> Iterator[tuple[str, str, str]]:
+    """Each SE of which something is outside of the known ones: its path, and the path and the model of the time.
+
+    A block may have several paths. An SE that its block has may be nowhere else.
+    """
+    inside = {id(module) for one in known.values() for module in one.se.modules()}
+    held = {(id(one.block), name.rpartition(".")[2]) for name, one in known.items()}
+    if PUT_IN in vars(model):
+        yield "", vars(model)[PUT_IN]["path"], vars(model)[PUT_IN]["model"]
+    for path, parent in model.named_modules():
+        if id(parent) in inside or PUT_IN in vars(parent):
+            continue
+        for name, child in parent.named_children():
+            origin = vars(child).get(PUT_IN)
+            if origin is not None and (id(parent), name) not in held:
+                yield f"{path}.{name}".lstrip("."), origin["path"], origin["model"]
 
 
 def _refuse_other_widths(path: str, se: nn.Module, site: dict[str, Any], narrowed: dict[str, dict[str, Any]]) -> None:
