@@ -2,7 +2,8 @@
 
 An operated block carries a list of `Implant`s in its `__dict__` (plain data, it survives deepcopy and pickle), and a
 module out of which a native SE was taken carries that SE in `REPLACED`. In `FROZEN` a frozen module carries what it was
-like before. The model itself carries its operations, and the name of its base where this library created it.
+like before. The model itself carries its operations, and the name of its base where this library created it. Each SE,
+with all that is in it, carries in `PUT_IN` where it was put in, by which operation: it may be in another model by now.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ OPERATIONS = "_se_operations"
 CODE = "_se_code"
 BASE = "_se_base"
 FROZEN = "_se_frozen"
+PUT_IN = "_se_put_in"
 
 # Stands in `Implant.before` for an attribute that did not exist.
 ABSENT = "absent"
@@ -114,6 +116,13 @@ def base_of(model: nn.Module) -> str | None:
     architecture = config.get("architecture") if isinstance(config, dict) else None
     name = model.__dict__.get(BASE, architecture)
     return name if isinstance(name, str) else None
+
+
+def note_origin(se: nn.Module, path: str, model: nn.Module, operation: dict[str, Any]) -> None:
+    """Let an SE and all that is in it say where it was put in."""
+    origin = {"path": path, "model": type(model).__name__, "operation": operation}
+    for module in se.modules():
+        module.__dict__[PUT_IN] = origin
 
 
 def implants(block: nn.Module) -> list[Implant]:

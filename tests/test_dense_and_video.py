@@ -208,3 +208,101 @@ def test_a_detector_without_values_says_what_it_needs():
         model = faster_rcnn()
     with pytest.raises(ProbeError, match="FasterRCNN does not run"):
         add_se(model)
+
+
+class Clips(nn.Module):
+    """Two residual blocks of videos."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv3d(3, 8, 3, padding=1)
+        self.first, self.second = ClipBlock(), ClipBlock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(self.stem(x)))
+
+
+class ClipBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv3d(8, 8, 3, padding=1), nn.BatchNorm3d(8)
+        self.conv2, self.bn2 = nn.Conv3d(8, 8, 3, padding=1), nn.BatchNorm3d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+
+
+def clips(spoil: bool = True, **options: Any) -> nn.Module:
+    torch.manual_seed(2)
+    model = add_se(randomise(Clips()).eval(), example_input=(3, 4, 8, 8), **options)
+    for module in model.modules():
+        if isinstance(module, SqueezeExcite) and spoil:
+            nn.init.normal_(module.fc2.weight)
+    return model
+
+
+LAST = torch.channels_last_3d
+CONVERSIONS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "layout": lambda model: model.to(memory_format=LAST),
+    "layout and dtype": lambda model: model.to(dtype=torch.float64, memory_format=LAST).float(),
+    "there and back": lambda model: model.to(memory_format=LAST).to(memory_format=torch.contiguous_format),
+    "an SE alone": lambda model: (model.first.se.to(memory_format=LAST), model)[1],
+    "dtype": lambda model: model.double().float(),
+    "by exchange": lambda model: by_exchange(model),
+}
+
+
+def by_exchange(model: nn.Module) -> nn.Module:
+    """As `to` does where torch is told to exchange parameters and not to set their values."""
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        return model.to(memory_format=LAST)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"lean": False}, {"bias": True, "squeeze": "max"}], ids=["lean", "plain", "bias"]
+)
+@pytest.mark.parametrize("convert", CONVERSIONS.values(), ids=CONVERSIONS)
+def test_a_network_of_videos_changes_its_layout(convert, options):
+    model, expected = clips(**options), clips(**options)
+    shapes = {key: value.shape for key, value in expected.state_dict().items()}
+    parameters = dict(model.named_parameters())
+    x = images((3, 4, 8, 8)).to(memory_format=LAST)
+    moved = convert(model)
+    assert moved is model and {key: value.shape for key, value in model.state_dict().items()} == shapes
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in expected.state_dict().items())
+    assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
+    (got,), (wanted,) = run(model, x), run(expected, x)
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+    assert got.is_contiguous(memory_format=LAST)
+    assert_differs(run(clips(spoil=False, **options), x), [wanted])
+    model.train()(x).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_checkpoint_of_another_layout_fits(tmp_path):
+    model, other = clips().to(memory_format=LAST), clips(spoil=False)
+    torch.save(model.state_dict(), tmp_path / "x.pt")
+    other.load_state_dict(torch.load(tmp_path / "x.pt"))
+    assert {tuple(p.shape) for name, p in other.named_parameters() if ".se." in name} == {(2, 8, 1, 1), (8, 2, 1, 1)}
+    x = images((3, 4, 8, 8))
+    torch.testing.assert_close(run(other, x), run(model, x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_layout_that_a_network_of_videos_does_not_take_is_refused_as_without_ses():
+    for model in (clips(), Clips()):
+        with pytest.raises(RuntimeError, match="rank 4"):
+            model.to(memory_format=torch.channels_last)
+
+
+def test_a_network_of_images_changes_its_layout_as_before():
+    model = add_se(randomise(get_model("resnet18", weights=None)).eval())
+    x = images()
+    (wanted,) = run(model, x)
+    (got,) = run(model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    assert model.layer4[0].se.fc1.weight.is_contiguous(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match="rank 5"):
+        model.to(memory_format=LAST)

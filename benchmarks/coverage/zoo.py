@@ -19,7 +19,8 @@ import torchvision
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from se_surgery.models.bases import OWN_MODULE, TORCHVISION
+from se_surgery.models.bases import TORCHVISION
+from se_surgery.models.registry import is_own
 
 LISTS = Path(__file__).parents[2] / "tests" / "zoo"
 # The lists in tests/zoo that make a name a target, its family's representative, or one for a set of module classes.
@@ -58,7 +59,7 @@ _LIBRARIES = {"timm": "", "torchvision": TORCHVISION, "se_surgery": ""}
 def entries() -> dict[str, Entry]:
     """Every name of both libraries, the project's own lists not asked; targets that a library lacks are not in it."""
     roles = {role: listed(role) for role in _ROLES}
-    own = set(timm.list_models(module=OWN_MODULE))
+    own = set(filter(is_own, timm.list_models()))
     names = [
         *(name for name in timm.list_models() if name not in own),
         *(TORCHVISION + name for name in torchvision.models.list_models()),

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 from timm.layers import ConvNormAct
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
+from ..models.registry import register
 from ..records import durable
 from .common import Backbone, config, create
 
@@ -125,7 +126,7 @@ class BNInception(Backbone):
 default_cfgs = generate_default_cfgs({"bn_inception.untrained": config()})
 
 
-@register_model
+@register
 def bn_inception(pretrained: bool = False, **kwargs: Any) -> BNInception:
     """BN-Inception."""
     return create(BNInception, "bn_inception", pretrained, **kwargs)

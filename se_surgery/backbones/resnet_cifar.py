@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from timm.layers import ConvNormAct
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from timm.models.resnet import BasicBlock
 from torch import nn
 
+from ..models.registry import register
 from ..records import durable
 from .common import Backbone, config, create
 
@@ -79,25 +80,25 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-@register_model
+@register
 def resnet18_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet-18 for small images."""
     return _create("resnet18_cifar", pretrained, units=(2, 2, 2, 2), width=64, **kwargs)
 
 
-@register_model
+@register
 def resnet20_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet-20 for small images."""
     return _create("resnet20_cifar", pretrained, units=(3, 3, 3), width=16, **kwargs)
 
 
-@register_model
+@register
 def resnet56_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet-56 for small images."""
     return _create("resnet56_cifar", pretrained, units=(9, 9, 9), width=16, **kwargs)
 
 
-@register_model
+@register
 def resnet110_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet-110 for small images."""
     return _create("resnet110_cifar", pretrained, units=(18, 18, 18), width=16, **kwargs)

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from timm.layers import ConvNormAct
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
 from ..errors import OptionError
+from ..models.registry import register
 from ..records import durable
 from .common import Backbone, config, create
 
@@ -113,7 +114,7 @@ class ShuffleNet(Backbone):
 default_cfgs = generate_default_cfgs({"shufflenet_g3.untrained": config()})
 
 
-@register_model
+@register
 def shufflenet_g3(pretrained: bool = False, **kwargs: Any) -> ShuffleNet:
     """ShuffleNet 1x with three groups."""
     return create(ShuffleNet, "shufflenet_g3", pretrained, groups=3, **kwargs)

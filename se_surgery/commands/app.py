@@ -18,7 +18,6 @@ from typing import Annotated, Any
 import timm
 import typer
 from rich.console import Console
-from timm.models import is_model_in_modules
 from torch import nn
 from typer.core import TyperGroup
 
@@ -27,7 +26,8 @@ from ..errors import OptionError, SurgeryError
 from ..files.config import read_config
 from ..files.hub import is_repo
 from ..files.pretrained import from_pretrained, locate, save_pretrained
-from ..models.bases import OWN_MODULE, TORCHVISION, create_base, is_base
+from ..models.bases import TORCHVISION, create_base, is_base
+from ..models.registry import is_own
 from ..planning.options import Options, check_options
 from ..records import base_of
 from ..showing.tables import count
@@ -106,7 +106,7 @@ def open_model(name: str, pretrained: bool = False) -> Patient:
     A known name is never taken for a folder, and a folder never for a repository.
     """
     with progress(f"Building {name}"):
-        if is_model_in_modules(name.partition(".")[0], [OWN_MODULE]):
+        if is_own(name):
             model = timm.create_model(name, pretrained=pretrained).eval()
             return Patient(model, base_of(model) or name)
         if is_base(name) or not (_is_path(name) or _is_repo(name)):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OptionError
+from ..models.registry import refuse_taken
 from ..surgery.graft import copied
 from ..surgery.recipe import replay
 from .artefact import ARCHITECTURE, refuse_mix, take_digest
@@ -40,6 +41,7 @@ def assemble(
     if base is not None:
         model = _onto(base, arguments, checkpoint, kwargs)
     else:
+        refuse_taken(ARCHITECTURE)
         source = {"source": READ, "state_dict": checkpoint, "num_classes": config["num_classes"]}
         described = {**config["pretrained_cfg"], **source}
         model = timm.create_model(ARCHITECTURE, True, described, **{**arguments, **kwargs})

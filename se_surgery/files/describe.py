@@ -21,7 +21,7 @@ from ..models import tv
 from ..models.bases import TORCHVISION, create_base, is_base, torchvision_names
 from ..models.catalog import torchvision_facts
 from ..records import base_of, implanted
-from ..surgery.recipe import recipe_of
+from ..surgery.recipe import check_base_args, recipe_of
 from ..surgery.schema import ARGUMENTS, check_recipe
 from .artefact import ARCHITECTURE, OWN, digest_of
 from .config import FORMAT, check_config
@@ -71,8 +71,7 @@ def _candidates(model: nn.Module) -> list[str]:
 
 def full_recipe(model: nn.Module, name: str | None, base_args: Mapping[str, Any] | None) -> dict[str, Any]:
     """The recipe as it will be read again."""
-    if not isinstance(base_args or {}, Mapping):
-        raise OptionError(f"base_args={shorten(base_args)} is no mapping. Give {{'output_stride': 16}} for instance.")
+    check_base_args(base_args)
     recipe = recipe_of(model, name, {**({} if name is None else _arguments(model)), **dict(base_args or {})})
     recipe["base"] = None if name is None else name.partition(".")[0]
     try:

@@ -21,6 +21,7 @@ from ..errors import ArtefactError, PatientError, ProbeError, SurgeryError
 from ..measuring.cost import Costs, count_costs, parameters
 from ..proving.compare import deviation, outputs_of, reason, same_tensors
 from ..proving.pair import noise, randomise, reproducible, twin
+from ..reading.encoded import refuse_encoded
 from ..reading.look import look
 from ..reading.wrappers import unwrapped
 from ..surgery.graft import copied
@@ -126,6 +127,7 @@ def _bare(model: nn.Module) -> nn.Module:
     lazy = next((name for name, tensor in named if is_lazy(tensor)), None)
     if lazy is not None:
         raise PatientError(f"{lazy!r} of the model is lazy and has no values yet. Run it on one batch, then save it.")
+    refuse_encoded(model, "saved: files of weights hold plain tensors")
     bare = twin(model)
     for module in bare.modules():
         module._forward_hooks.clear()

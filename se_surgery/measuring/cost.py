@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..errors import ProbeError
 from ..planning.exam import Exam
 from ..reading.anatomy import Anatomy
+from ..reading.encoded import is_encoded
 from ..reading.look import Look, look
 from ..structure.find import SESite, sites_in
 from ..structure.stages import Stages
@@ -286,5 +287,9 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 
 def _empty(tensor: Tensor) -> Tensor:
-    empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+    if is_encoded(tensor):
+        # It need not know how to be copied; what it stands for is counted.
+        empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    else:
+        empty = torch.empty_like(tensor, device="meta", requires_grad=False)
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty

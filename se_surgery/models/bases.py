@@ -17,10 +17,9 @@ from torch import nn
 
 from ..errors import OptionError, SurgeryError, shorten
 from . import tv
+from .registry import is_own
 
 TORCHVISION = "torchvision/"
-# The module whose names are this library's own, as timm calls it: `timm.list_models(module="se_models")`.
-OWN_MODULE = "se_models"
 # Arguments that name weights, files or addresses, or change what is promised of the result. A recipe or configuration
 # that somebody else wrote must not make this machine read or fetch anything.
 _REFUSED = frozenset("checkpoint_path weights weights_backbone".split())
@@ -77,8 +76,7 @@ def is_base(name: str) -> bool:
         torchvision = _torchvision()
         return torchvision is not None and name.removeprefix(TORCHVISION) in torchvision.list_models()
     # timm drops what stands before a slash or a colon of its own schemes; `name` has to be the model's name itself.
-    own = timm.models.is_model_in_modules(name.partition(".")[0], [OWN_MODULE])
-    return not set(name) & set("/\\:") and bool(timm.is_model(name)) and _has_tag(name) and not own
+    return not set(name) & set("/\\:") and bool(timm.is_model(name)) and _has_tag(name) and not is_own(name)
 
 
 def torchvision_names(module: str) -> list[str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from timm.models import FeatureDictNet, FeatureGraphNet, FeatureHookNet, load_pretrained
@@ -26,7 +26,7 @@ from ..files.config import check_foreign
 from ..files.sources import FOREIGN, KEYS, READ, Checkpoint, as_dict, fetch
 from ..files.stem import fit_stems
 from ..files.strict import checked
-from ..planning.options import Options
+from ..planning.options import Options, check_flags
 from ..records import BASE, implanted
 from ..surgery.graft import add_se
 from ..surgery.recipe import recipe_of, replay
@@ -37,6 +37,8 @@ from .order import Order, Surgery
 _PREFIX = "se_"
 # An argument of timm's own EfficientNets, which is none of ours.
 _NOT_OURS = frozenset({"se_layer"})
+# Options that say how SEs run, and not what a model is: a recipe says nothing of them.
+RUNNING = ("lean",)
 # Arguments of `build` that are not for those who call a model's name.
 _RESERVED = frozenset({"name", "base", "surgery", "belongs"})
 # timm's classes that wrap a network as it is, and so can be given an operated one.
@@ -56,7 +58,7 @@ def split_options(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
         >>> split_options({"se_r": 8, "num_classes": 10})
         ({'r': 8}, {'num_classes': 10})
     """
-    known = [option.name for option in dataclasses.fields(Options)]
+    known = [*(option.name for option in dataclasses.fields(Options)), *RUNNING]
     ours = {name for name in arguments if name.startswith(_PREFIX)} - _NOT_OURS
     unknown = sorted(name for name in ours if name.removeprefix(_PREFIX) not in known)
     if unknown:
@@ -79,9 +81,21 @@ def adding(options: Mapping[str, Any]) -> Surgery:
     return lambda model: add_se(model, **options)
 
 
-def following(recipe: Mapping[str, Any]) -> Surgery:
-    """The surgery that a checked recipe describes."""
-    return lambda model: replay(model, recipe["operations"])
+def following(recipe: Mapping[str, Any], lean: bool = True) -> Surgery:
+    """The surgery that a checked recipe describes; its SEs run in the lean form or in the plain one."""
+    check_flags(lean=lean)
+
+    def follow(model: nn.Module) -> None:
+        replay(model, recipe["operations"])
+        if not lean:
+            _run_plainly(model, implanted(model))
+
+    return follow
+
+
+def _run_plainly(model: nn.Module, paths: Iterable[str]) -> None:
+    for path in paths:
+        vars(model.get_submodule(path))["lean"] = False
 
 
 def build(
@@ -248,6 +262,7 @@ def _features(order: Order, pretrained: bool, finish: Surgery, surgery: Surgery)
         whole = plain.create(False)
         finish(whole)
     replay(model, recipe_of(whole)["operations"], partial=True)
+    _run_plainly(model, (path for path in implanted(model) if vars(whole.get_submodule(path)).get("lean") is False))
     if not pretrained:
         values = whole.state_dict()
         model.load_state_dict({key: values[key] for key in model.state_dict()})

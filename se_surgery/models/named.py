@@ -16,7 +16,7 @@ from ..files.sources import Checkpoint
 from ..surgery.recipe import recipe_of
 from ..surgery.schema import check_recipe
 from .catalog import shipped_recipe
-from .entry import adding, build, following, split_options
+from .entry import RUNNING, adding, build, following, split_options
 
 
 def by_options(name: str, base: Any, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -53,6 +53,7 @@ def _from_recipe(
     if base is not None and not isinstance(base, str):
         raise OptionError(f"base={base!r} is not the name of a model. Give base='resnet50' for instance, or a recipe.")
     options, rest = split_options(kwargs)
+    running = _running(options)
     if options:
         raise OptionError(
             f"{name!r} is made by a recipe, which says all that se_{sorted(options)[0]} could. Leave it out, or take "
@@ -68,16 +69,22 @@ def _from_recipe(
         refuse_mix(checkpoint.tensors, checkpoint.metadata, recipe, digest, checkpoint.where)
 
     arguments = {**recipe["base_args"], **rest}
-    return build(name, chosen, following(recipe), pretrained=pretrained, belongs=belongs, **arguments)
+    return build(name, chosen, following(recipe, **running), pretrained=pretrained, belongs=belongs, **arguments)
 
 
 def by_a_user(name: str, base: Any, pretrained: bool = False, se: Any = None, **kwargs: Any) -> nn.Module:
     """Build a name of `register_se`, whose options are `se`."""
     options, rest = split_options(kwargs)
+    running = _running(options)
     if options:
         raise OptionError(f"{name!r} was registered with its options. Leave se_{sorted(options)[0]} out.")
-    model = build(ARCHITECTURE, base, adding(se), pretrained=pretrained, **rest)
+    model = build(ARCHITECTURE, base, adding({**se, **running}), pretrained=pretrained, **rest)
     if not rest.get("features_only"):
         # What timm saves.
         model._model_args |= {"base": base, "recipe": recipe_of(model)}  # type: ignore[operator]
     return model
+
+
+def _running(options: dict[str, Any]) -> dict[str, Any]:
+    """Take out of the options those that say how SEs run, which no recipe does."""
+    return {option: options.pop(option) for option in RUNNING if option in options}

@@ -6,30 +6,45 @@ is built for it. `timm.list_models(module="se_models")` lists them, `exclude_fil
 
 `timm.list_pretrained` lists a name with each tag of its base: `se_resnet50.a1_in1k` loads the weights of
 `resnet50.a1_in1k` and starts as good as those, with SEs that are the identity.
+
+A name that somebody else registered with timm before this was imported stays theirs, and ours is left out. One that
+somebody registers afterwards is theirs from then on, as timm has it; timm warns of it.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib.util
-import sys
+import keyword
+import warnings
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
-from timm.models import DefaultCfg, PretrainedCfg, is_model, register_model
+from timm.models import DefaultCfg, PretrainedCfg, is_model
 from timm.models import _registry as timm_registry
 from torch import nn
 
 from .. import backbones  # noqa: F401 - its names are bases, which have to be in timm's registry before those made of them
-from ..errors import OptionError, SurgeryError, shorten
+from ..errors import OptionError, shorten
 from ..files.artefact import ARCHITECTURE
 from . import tv
-from .bases import OWN_MODULE, TORCHVISION, is_base, unknown
+from .bases import TORCHVISION, is_base, unknown
 from .catalog import named_bases, recipe_names, shipped_recipe
+from .registry import LOCK, forget, is_own, left_out, register
 
 __all__: list[str] = []
 # What timm's `register_model` reads the weights of a name from.
 default_cfgs: dict[str, DefaultCfg] = {}
+# The functions by name. They are no globals of this module, which a name may be equal to; see `__getattr__`.
+_functions: dict[str, Callable[..., nn.Module]] = {}
 _users: set[str] = set()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _functions:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _functions[name]
 
 
 def register_se(name: str, base: str, **options: Any) -> None:
@@ -39,9 +54,9 @@ def register_se(name: str, base: str, **options: Any) -> None:
     where the name was never registered.
 
     Args:
-        name: The new name: a plain identifier that timm does not have.
+        name: The new name: a plain identifier that timm does not have, and no keyword of Python.
         base: The base: `resnet50`, or `torchvision/resnet50`.
-        options: Options of `add_se`.
+        options: Options of `add_se`, and `lean`.
 
     Raises:
         SurgeryError: The name is taken or no identifier, there is no such base, or an option means nothing.
@@ -50,24 +65,41 @@ def register_se(name: str, base: str, **options: Any) -> None:
         >>> se_surgery.register_se("my_se_resnet50", "resnet50", placement="pre", r=8)
         >>> model = timm.create_model("my_se_resnet50", num_classes=10)
     """
-    from ..planning.options import Options, check_options
+    from ..planning.options import Options, check_flags, check_options
 
-    if not isinstance(name, str) or not name.isidentifier():
-        raise OptionError(
-            f"{shorten(name)} cannot be a model's name. Give a plain identifier, 'my_se_resnet50' for instance."
-        )
-    if is_model(name):
-        raise OptionError(f"timm has a model {name!r} already. Give another name.")
+    _check_name(name)
     if not isinstance(base, str):
         raise OptionError(f"base={shorten(base)} is not the name of a model. Give base='resnet50' for instance.")
     if not is_base(base):
         raise OptionError(unknown(base))
-    strange = sorted(options.keys() - Options().__dict__.keys())
+    known = (*Options().__dict__, "lean")
+    strange = sorted(options.keys() - set(known))
     if strange:
-        raise OptionError(f"There is no option {strange[0]!r}. Take one of {', '.join(Options().__dict__)}.")
-    check_options(**{**Options().__dict__, **options})
-    _users.add(name)
-    _register(name, base, "by_a_user", se=options)
+        raise OptionError(f"There is no option {strange[0]!r}. Take one of {', '.join(known)}.")
+    architecture = {option: value for option, value in options.items() if option != "lean"}
+    check_options(**{**Options().__dict__, **architecture})
+    check_flags(lean=options.get("lean", True))
+    with LOCK:
+        if is_model(name):
+            raise OptionError(f"timm has a model {name!r} already. Give another name.")
+        try:
+            _register(name, base, "by_a_user", se=copy.deepcopy(options))
+            _users.add(name)
+        except BaseException:
+            _take_back(name)
+            raise
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or not name.isidentifier():
+        raise OptionError(
+            f"{shorten(name)} cannot be a model's name. Give a plain identifier, 'my_se_resnet50' for instance."
+        )
+    if keyword.iskeyword(name) or (name.startswith("__") and name.endswith("__")):
+        raise OptionError(
+            f"{name!r} is a word of Python itself, and cannot be a model's name. Give another, 'my_se_resnet50' for "
+            f"instance."
+        )
 
 
 def unregister_se(name: str) -> None:
@@ -79,20 +111,24 @@ def unregister_se(name: str) -> None:
     Examples:
         >>> se_surgery.unregister_se("my_se_resnet50")
     """
-    if name not in _users:
-        listed = ", ".join(sorted(_users)) or "none"
-        raise OptionError(f"{shorten(name)} was not registered by register_se. Registered are: {listed}.")
-    _users.remove(name)
-    for tagged in timm_registry._model_with_tags.pop(name, []):
-        timm_registry._model_pretrained_cfgs.pop(tagged, None)
-        timm_registry._model_has_pretrained.discard(tagged)
-    timm_registry._model_has_pretrained.discard(name)
-    for table in ("_model_entrypoints", "_model_to_module", "_model_default_cfgs", "_model_pretrained_cfgs"):
-        getattr(timm_registry, table).pop(name, None)
-    timm_registry._module_to_models[OWN_MODULE].discard(name)
-    default_cfgs.pop(name, None)
-    __all__.remove(name)
-    delattr(sys.modules[__name__], name)
+    with LOCK:
+        # Somebody else may have registered a model under the name since, which is theirs.
+        ours = sorted(user for user in _users if is_own(user))
+        if not isinstance(name, str) or name not in ours:
+            raise OptionError(
+                f"{shorten(name)} was not registered by register_se. Registered are: {', '.join(ours) or 'none'}."
+            )
+        try:
+            _take_back(name)
+        except BaseException:
+            # Interrupted half-way: what was begun is brought to its end.
+            _take_back(name)
+            raise
+
+
+def _take_back(name: str) -> None:
+    _unregister(name)
+    _users.discard(name)
 
 
 def _register(name: str, base: str | None, maker: str, **given: Any) -> None:
@@ -113,15 +149,31 @@ def _register(name: str, base: str | None, maker: str, **given: Any) -> None:
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = f"{base or 'Any base'} with squeeze-and-excitation modules."
-    if base is not None:
-        default_cfgs[name] = _weights_of(base)
-    setattr(sys.modules[__name__], name, function)
-    register_model(function)
+    try:
+        configs = {} if base is None else _configs_of(base)
+        if configs:
+            default_cfgs[name] = _weights_in(configs)
+        _functions[name] = function
+        register(function)
+    except BaseException:
+        _unregister(name)
+        raise
 
 
-def _weights_of(base: str) -> DefaultCfg:
-    """A base's weights by tag, the default first; the addresses stay the base's."""
-    configs = tv.configs_of(base.removeprefix(TORCHVISION)) if base.startswith(TORCHVISION) else _timm_weights(base)
+def _unregister(name: str) -> None:
+    """Take a name out of timm's tables and out of this module's."""
+    forget(name, __name__)
+    default_cfgs.pop(name, None)
+    _functions.pop(name, None)
+
+
+def _configs_of(base: str) -> dict[str, PretrainedCfg]:
+    """A base's weights by tag, the default first; none where they are not known, as of a network that segments."""
+    return tv.configs_of(base.removeprefix(TORCHVISION)) if base.startswith(TORCHVISION) else _timm_weights(base)
+
+
+def _weights_in(configs: dict[str, PretrainedCfg]) -> DefaultCfg:
+    """The same as timm holds them; the addresses stay the base's."""
     pretrained = any(config.has_weights for config in configs.values())
     return DefaultCfg(tags=deque(configs), cfgs=configs, is_pretrained=pretrained)
 
@@ -142,10 +194,30 @@ def _register_all() -> None:
         full = {base: TORCHVISION + base for base in names["torchvision"]}
         table.update({f"se_tv_{base}": (path, "by_options") for base, path in full.items()})
     table.update({name: (shipped_recipe(name)["base"], "shipped") for name in recipe_names()})
-    for name, (base, maker) in table.items():
-        if is_model(name):
-            raise SurgeryError(f"timm has a model {name!r} of its own by now. Take another version of one of the two.")
-        _register(name, base, maker)
+    # What somebody else builds under the name of one of our backbones is another network.
+    others = list(left_out)
+    try:
+        for name, (base, maker) in table.items():
+            if base in left_out or (is_model(name) and not is_own(name)):
+                others.append(name)
+            else:
+                _register(name, base, maker)
+        _warn_of(others)
+    except BaseException:
+        for name in list(_functions):
+            _unregister(name)
+        raise
+
+
+def _warn_of(others: list[str]) -> None:
+    """One warning of all names that are somebody else's."""
+    if others:
+        warnings.warn(
+            f"se-surgery leaves out {len(others)} of its names in timm's registry, because somebody else registered "
+            f"models under them, or under those of their bases, before it was imported: {', '.join(others)}. Import "
+            f"se_surgery first, or build its models by timm.create_model({ARCHITECTURE!r}, base='resnet50').",
+            stacklevel=2,
+        )
 
 
 _register_all()

@@ -120,8 +120,13 @@ def resolve_config(name: str, given: Any, overlay: Mapping[str, Any] | None) -> 
 
 
 def configs_of(name: str) -> dict[str, PretrainedCfg]:
-    """The configurations of a network by the name of their weights, torchvision's default first."""
-    facts = torchvision_facts(name) or {}
+    """The configurations of a network by the name of their weights, torchvision's default first.
+
+    There are none where what timm would say of the network is not known.
+    """
+    facts = torchvision_facts(name)
+    if facts is None:
+        return {}
     weights = facts["weights"] or {"": {"input_size": facts["input_size"]}}
     return {tag: PretrainedCfg(tag=tag or None, **_paths(name), **_tuples(config)) for tag, config in weights.items()}
 

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import PatientError
 from ..reading.anatomy import Anatomy
+from ..reading.encoded import refuse_encoded_layers
 from ..reading.layout import is_under
 from ..reading.look import Look, look
 from ..reading.wrappers import check_module
@@ -180,6 +181,7 @@ def refuse_unfit(model: Any) -> None:
     lazy = next((name for name, tensor in tensors if is_lazy(tensor)), None)
     if lazy is not None:
         raise PatientError(f"{lazy!r} of the model is lazy and has no shape yet. Run it on one batch, then operate.")
+    refuse_encoded_layers(model)
     empty = next((name for name, module in model.named_modules() if _takes_nothing(module)), None)
     if empty is not None:
         raise PatientError(

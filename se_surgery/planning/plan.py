@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import glob
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ..errors import SurgeryError
 from ..records import Edge
 from ..se.costs import activations, multiply_adds, parameter_count
 from ..se.excite import SESpec
@@ -139,6 +141,8 @@ class Plan:
         stages: Number of stages of the model.
         params_before: Parameters of the model.
         buffers_before: Elements of its floating-point buffers (BatchNorm's running statistics).
+        exam: All that looking at the model told, and the model. A plan that was pickled or copied in depth has it no
+            more: it is plain data, and needs it only to be carried out or drawn.
         places: Number of units with a place, by placement; looked up only when asked for.
     """
 
@@ -172,6 +176,36 @@ class Plan:
     def activations_added(self) -> int:
         """Values an image that the SEs make; those of the SEs they replace are taken off."""
         return sum(site.activations for site in self.sites) - sum(se.activations for se in self._replaced)
+
+    def __getattr__(self, name: str) -> Any:
+        # Python comes here for what the plan has not: the exam, once it was left behind.
+        if name == "exam":
+            raise SurgeryError(
+                f"This plan for {self.model} was pickled or copied, without the model. Make it anew with plan_se, or "
+                f"do what it says with apply_recipe(model, json.loads(plan.to_json()))."
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the exam, with what a table asks it for; a function that chose the sites becomes their paths."""
+        state = dict(self.__dict__)
+        if "exam" in state:
+            del state["exam"]
+            state.update(places=self.places, image=self.image)
+        if callable(self.options.where):
+            paths = options_to_dict(self.options, self.sites)["where"]
+            state["options"] = replace(self.options, where=tuple(paths) if paths else None)
+        return state
+
+    def __copy__(self) -> Plan:
+        # A frozen value: there is no telling the two apart.
+        return self
+
+    @cached_property
+    def image(self) -> tuple[int, ...]:
+        """Shape of the first tensor that the model was looked at with, without its batch axis; `()` without any."""
+        shapes = [tuple(arg.shape) for arg in self.exam.seen.args if hasattr(arg, "shape")]
+        return shapes[0][1:] if shapes and math.prod(shapes[0]) else ()
 
     @cached_property
     def places(self) -> dict[str, int]:

@@ -23,6 +23,7 @@ from ..gates.scores import class_scores
 from ..gates.shards import attempt, total
 from ..planning.exam import Exam, refuse_unfit
 from ..planning.options import check_stages, check_where
+from ..reading.encoded import refuse_encoded_layers
 from ..reading.look import look
 from ..structure.find import SESite
 from ..surgery.edits import append_operation
@@ -83,6 +84,7 @@ def prune_se(
     if not sites:
         refuse_written_out(chosen)
         raise NothingToDoError("No SE of two layers is among those asked for. Look at them with find_se.")
+    refuse_encoded_layers(model, tuple(site.path for site in sites))
     return guarded(_prune, model, exam, sites, ratio, loader)
 
 

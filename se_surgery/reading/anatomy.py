@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import InstanceForwardError, TraceError
-from ..records import IMPLANTS, OPERATIONS, REPLACED, original_class, original_state
+from ..records import IMPLANTS, OPERATIONS, PUT_IN, REPLACED, original_class, original_state
 from .block import Block
 from .events import Call
 from .layout import channel_axis
@@ -25,7 +25,7 @@ from .look import Look, look_again
 from .trace import Trace, shallow_view, structure, trace, with_bare
 
 # Attributes every module has; they do not tell blocks apart.
-_OWN = frozenset(nn.Module().__dict__) | {"_forward_hooks_with_kwargs", IMPLANTS, REPLACED, OPERATIONS}
+_OWN = frozenset(nn.Module().__dict__) | {"_forward_hooks_with_kwargs", IMPLANTS, REPLACED, OPERATIONS, PUT_IN}
 
 
 class Anatomy:

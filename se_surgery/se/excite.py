@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -173,6 +174,14 @@ class SqueezeExcite(nn.Module):
             gate = self.gate(self.fc2(self.act(self.fc1(z.flatten(1)[:, :, None, None])))).reshape(z.shape)
         return gate if self.gate_scale == 1.0 else gate * self.gate_scale  # type: ignore[no-any-return]
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SqueezeExcite:
+        """Do what `to`, `half` and the like do to every tensor.
+
+        In a network of videos `to(memory_format=torch.channels_last_3d)` is for weights of five axes, and gives it to
+        those of four as well, which these are, as timm's.
+        """
+        return super()._apply(fn if len(self.axes) == 2 else _on_five_axes(fn), recurse)  # type: ignore[no-any-return]
+
     def extra_repr(self) -> str:
         """Its widths and placement, and what differs from the paper's module."""
         # What wraps a layer (LoRA) may not have them.
@@ -184,6 +193,21 @@ class SqueezeExcite(nn.Module):
         parts += ["channels_last=True"] if self.channels_last else []
         parts += [f"dims={len(self.axes)}"] if len(self.axes) != 2 else []
         return ", ".join(parts)
+
+
+def _on_five_axes(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A function of tensors that is given those of four axes with a fifth one, where it does not take them without."""
+
+    def on_five_axes(tensor: Tensor) -> Tensor:
+        if tensor.dim() != 4:
+            return fn(tensor)
+        try:
+            return fn(tensor)
+        except RuntimeError:
+            # Whatever else it raises for, it raises for again.
+            return fn(tensor.unsqueeze(-1)).squeeze(-1)
+
+    return on_five_axes
 
 
 class _Undrawn(nn.Conv2d):

@@ -6,7 +6,6 @@ them all. What notebooks show is made of the same parts (see `notebook`).
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -140,7 +139,7 @@ def _totals(plan: Plan) -> list[Part]:
         before = plan.params_before + extra
         share = f"{plan.params_added / before:+.2%}" if before else ""
         rows.append((label, f"{before:,}", f"{plan.params_added:+,}", f"{before + plan.params_added:,}", share))
-    size = " x ".join(map(str, _image(plan)))
+    size = " x ".join(map(str, plan.image))
     macs, activations = (f"{number:,} ({number / 1e6:.2f} M)" for number in (plan.macs_added, plan.activations_added))
     added = f"Added for one image of {size}: {macs} multiply-adds, {activations} activations."
     return [Section("", ["", ">before", ">added", ">after", ">"], rows), added]
@@ -217,9 +216,3 @@ def _no_sites(plan: Plan) -> str:
         else ""
     )
     return f"No SE to put in. Units with a place: {places or 'none'}.{held}"
-
-
-def _image(plan: Plan) -> tuple[int, ...]:
-    """Shape of the first tensor the model was looked at with, without its batch axis."""
-    shapes = [tuple(arg.shape) for arg in plan.exam.seen.args if hasattr(arg, "shape")]
-    return shapes[0][1:] if shapes and math.prod(shapes[0]) else ()

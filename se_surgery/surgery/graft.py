@@ -19,7 +19,7 @@ from ..planning.options import check_flags, check_options, option_arguments
 from ..planning.plan import Plan, Site, operation_of
 from ..planning.planner import make_plan, unplaced_reason
 from ..reading.anatomy import Anatomy
-from ..records import ABSENT, IMPLANTS, REPLACED, Implant, implants
+from ..records import ABSENT, IMPLANTS, REPLACED, Implant, implants, note_origin
 from ..se.excite import build
 from .edits import append_operation, rewrite, set_replaced, take_out
 from .journal import Journal, guarded
@@ -132,17 +132,19 @@ def graft(journal: Journal, model: nn.Module, plan: Plan, lean: bool = True) -> 
     keys = _keys(model)
     modules = plan.exam.seen.modules
     hosts = []
+    operation = operation_of(plan)
     for site in plan.sites:
         taken = [(path, take_out(journal, modules, path)) for path in site.replaces]
         hosts += [path.rpartition(".")[0] for path, record in taken if record is not None]
         inherited = [path for _, record in taken if record is not None for path in record.replaced]
         module = _built(journal, site, modules, plan, lean)
         _put_in(journal, modules[site.host], site, module, plan, [*site.replaces, *inherited])
+        note_origin(module, site.path, model, operation)
         hosts.append(site.host)
     for host in dict.fromkeys(hosts):
         rewrite(journal, plan.exam.anatomy, host)
     _check_keys(model, keys, plan)
-    append_operation(journal, model, operation_of(plan))
+    append_operation(journal, model, operation)
     return model
 
 

@@ -7,12 +7,13 @@ base, or another version of timm or of this library, would place an SE elsewhere
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
-from ..errors import SurgeryError
+from ..errors import OptionError, SurgeryError, shorten
 from ..planning.exam import Exam
 from ..planning.options import check_options
 from ..planning.plan import site_to_dict
@@ -20,6 +21,7 @@ from ..planning.planner import make_plan
 from ..pruning.widths import Notes, narrow
 from ..reading.wrappers import check_module
 from ..records import OPERATIONS, base_of
+from .accounts import refuse_unaccounted
 from .edits import append_operation
 from .graft import graft
 from .journal import Journal, guarded
@@ -36,23 +38,32 @@ def recipe_of(model: nn.Module, base: str | None = None, base_args: Mapping[str,
         base_args: Arguments the base was created with.
 
     Raises:
-        SurgeryError: A part of the model was operated on by itself, or the model is wrapped.
+        SurgeryError: The model's SEs are not those of its operations: it is a part of an operated model or another
+            arrangement of it, or a part of it was operated on by itself. Or an argument means nothing.
     """
     check_module(model)
-    part = next((path for path, module in model.named_modules() if path and OPERATIONS in module.__dict__), None)
-    if part is not None:
-        raise SurgeryError(
-            f"{part!r} of this {type(model).__name__} was operated on by itself, so that the recipe of the whole would "
-            f"lack it. Give the recipe of that part: recipe_of(model.{part})."
-        )
-    operations = [dict(operation) for operation in model.__dict__.get(OPERATIONS, [])]
+    if base is not None and not isinstance(base, str):
+        raise OptionError(f"base={shorten(base)} is not the name of a model. Give base='resnet50' for instance.")
+    check_base_args(base_args)
+    operations = model.__dict__.get(OPERATIONS, [])
+    refuse_unaccounted(model, operations)
     return {
         "format": FORMAT,
         "version": VERSION,
         "base": base_of(model) if base is None else base,
         "base_args": dict(base_args or {}),
-        "operations": operations,
+        "operations": copy.deepcopy(operations),
     }
+
+
+def check_base_args(base_args: Any) -> None:
+    """Refuse arguments of a base that are no mapping of names.
+
+    Raises:
+        OptionError: They are none.
+    """
+    if base_args is not None and (not isinstance(base_args, Mapping) or not all(isinstance(k, str) for k in base_args)):
+        raise OptionError(f"base_args={shorten(base_args)} is no mapping. Give {{'output_stride': 16}} for instance.")
 
 
 def apply_recipe(model: nn.Module, recipe: Mapping[str, Any], example_input: Any = None) -> nn.Module:
