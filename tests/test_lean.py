@@ -598,6 +598,8 @@ def with_jumps(norm: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
     for module in norm.modules():
         if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
             nn.init.zeros_(module.bias)
+            # One whose rstd of a constant channel is not that of a variance taken back from it.
+            module.eps = 1e-3
     c = maps(size=(4, WIDTH, 5, 7))
     c[:, ::2] = torch.tensor([0.7, 1.3, 2.9]).double().reshape(1, 3, 1, 1)
     return norm.to(wide), c.to(dtype)
@@ -624,6 +626,25 @@ def test_the_map_is_made_again_bit_for_bit(maker, dtype, layout, exactly, monkey
         assert torch.equal(node.rebuild(*kept), y)
         anew = [tensor.clone(memory_format=torch.contiguous_format) for tensor in kept]
         assert torch.equal(node.rebuild(*anew), y)
+
+
+def test_without_it_the_masks_differ_by_rounding_and_nothing_else():
+    """What the two tests around this one are about: the variance taken back from the rstd gives another ReLU's mask."""
+    norm, c = with_jumps(a_norm(), torch.float32)
+    differ = []
+    for seed in range(50):
+        randomise(norm, seed)
+        nn.init.zeros_(norm.bias)
+        y, mean, rstd, *_ = torch._batch_norm_impl_index(
+            c, norm.weight, norm.bias, None, None, True, 0.0, norm.eps, True
+        )
+        other = torch.batch_norm(c, norm.weight, norm.bias, mean, rstd**-2, False, 0.0, 0.0, True)
+        mine = tail._scaled(c, mean, rstd * norm.weight, norm.bias)
+        assert torch.equal(mine, y)
+        differ.append(y[(y > 0) != (other > 0)])
+    at_jump = torch.cat(differ)
+    # Of maps of size three, scaled by thirty.
+    assert at_jump.numel() > 100 and at_jump.abs().max() < 100 * torch.finfo(torch.float32).eps
 
 
 PACKS: dict[str, Callable[[], Any]] = {
