@@ -19,7 +19,7 @@ from torch import nn
 from .bindings import LIBRARIES, library
 
 # The modules that hold generators.
-_SOURCES = frozenset({"random", "numpy.random", "secrets"})
+_SOURCES = {"random": "python", "secrets": "python", "numpy.random": "numpy"}
 # No block leads to more functions than this; one that seems to is watched.
 _MANY = 2000
 
@@ -28,21 +28,24 @@ _MANY = 2000
 def no_numbers(view: nn.Module, method: str, error: Callable[[], Exception]) -> Iterator[None]:
     """Refuse every draw from a generator of Python's or NumPy's inside, before it happens.
 
-    What is called is looked at by a profiler of this thread. It costs a third of the time that a trace takes, and is
-    on only where the functions that a method leads to name such a generator. Where another profiler is at work, none
-    is set.
+    What is called of Python's is looked at by a profiler of this thread. It costs a third of the time that a trace
+    takes, and is on only where the functions that a method leads to name such a generator; where another profiler is
+    at work, none is set. No profiler sees calls of NumPy's: a method that leads to its generators is refused for that.
 
     Args:
         view: The block.
         method: The method that runs inside.
         error: Makes the error.
     """
-    if sys.getprofile() is not None or not may_draw(view, method):
+    named = sources(view, method)
+    if "numpy" in named:
+        raise error()
+    if sys.getprofile() is not None or not named:
         yield
         return
 
     def watch(frame: Any, event: str, called: Any) -> None:
-        if event == "c_call" and _is_generator(getattr(called, "__self__", None)):
+        if event == "c_call" and isinstance(getattr(called, "__self__", None), random.Random):
             raise error()
 
     sys.setprofile(watch)
@@ -52,41 +55,39 @@ def no_numbers(view: nn.Module, method: str, error: Callable[[], Exception]) -> 
         sys.setprofile(None)
 
 
-def _is_generator(value: Any) -> bool:
-    """Whether a value draws random numbers: a generator of Python's or NumPy's."""
-    if isinstance(value, random.Random):
-        return True
-    numpy = sys.modules.get("numpy")
-    if numpy is None or type(value).__module__.partition(".")[0] != "numpy":
-        return False
-    return isinstance(value, (numpy.random.RandomState, numpy.random.Generator, numpy.random.BitGenerator))
+def sources(view: nn.Module, method: str) -> set[str]:
+    """Whose generators the functions that a method leads to name: `python`, `numpy`.
 
-
-def may_draw(view: nn.Module, method: str) -> bool:
-    """Whether the functions that a method leads to name a generator, or a module that has them.
-
-    The methods of the modules inside count by their names. What is named too often costs time and nothing else.
+    The methods of the modules inside count by their names. Python's named too often costs time and nothing else.
     """
     classes = {cls for module in view.modules() for cls in type(module).__mro__ if library(cls) not in LIBRARIES}
     waiting: list[Any] = [vars(cls)[method] for cls in classes if method in vars(cls)]
     waiting += [value for name, value in view.__dict__.items() if name not in _MODULES_OWN]
     seen: set[int] = set()
+    found: set[str] = set()
     while waiting:
         value = waiting.pop()
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if _is_source(value) or len(seen) > _MANY:
-            return True
+        found |= _source(value)
+        if len(seen) > _MANY:
+            return found | {"python"}
         waiting += _led_to(value, classes)
-    return False
+    return found
 
 
-def _is_source(value: Any) -> bool:
+def _source(value: Any) -> set[str]:
+    """Whose generator a value is, a method of, or a module of."""
     if isinstance(value, types.ModuleType):
-        return value.__name__ in _SOURCES
+        return {_SOURCES[value.__name__]} if value.__name__ in _SOURCES else set()
     owner = getattr(value, "__self__", None) if isinstance(value, _METHODS) else value
-    return _is_generator(owner)
+    if isinstance(owner, random.Random):
+        return {"python"}
+    numpy = sys.modules.get("numpy")
+    is_numpys = numpy is not None and type(owner).__module__.partition(".")[0] == "numpy"
+    kinds = ("RandomState", "Generator", "BitGenerator")
+    return {"numpy"} if is_numpys and type(owner).__mro__[-2].__name__ in kinds else set()
 
 
 def _led_to(value: Any, classes: set[type]) -> list[Any]:
