@@ -16,11 +16,12 @@ import torch
 from timm.models import FeatureDictNet, FeatureGraphNet, FeatureHookNet, FeatureListNet
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
 
 from ..errors import ArtefactError, PatientError, ProbeError, SurgeryError
 from ..measuring.cost import Costs, count_costs, parameters
-from ..proving.compare import deviation, outputs_of, reason, same_tensors
-from ..proving.pair import noise, randomise, reproducible, twin
+from ..proving.compare import deviation, reason, same_tensors, tensors_in
+from ..proving.pair import noise, randomise, twin, undisturbed
 from ..reading.encoded import refuse_encoded
 from ..reading.look import look
 from ..reading.wrappers import unwrapped
@@ -96,7 +97,7 @@ def pack(
     remedy = f"Give base and base_args as the model was made with; by now they are {said}. What was put into it since, "
     remedy += "other than by this library, cannot be saved."
     try:
-        with reproducible():
+        with undisturbed():
             built = assemble(config, Checkpoint(tensors, {}, "The model"), own)
     except SurgeryError as error:
         reason_given = str(error).removesuffix(REMEDY).rstrip()
@@ -164,11 +165,12 @@ def _compare(bare: nn.Module, built: nn.Module, remedy: str, example_input: Any)
 
 
 def _run(model: nn.Module, inputs: tuple[Any, ...], draw: bool) -> list[Tensor]:
-    with reproducible():
+    with undisturbed():
         if draw:
             randomise(model)
         try:
-            return outputs_of(model.eval(), inputs)
+            with torch.no_grad():
+                return tensors_in(model.eval()(*pytree.tree_map_only(Tensor, torch.clone, inputs)))
         except Exception as error:  # whatever the model's own code raises
             raise ProbeError(
                 f"{type(model).__name__} does not run on the CPU ({reason(error)}), so that what would be saved cannot "

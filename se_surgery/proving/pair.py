@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import PatientError
 from ..planning.exam import Exam
+from ..reading.draws import Undrawn
 from ..se.excite import SqueezeExcite
 from ..structure.find import SESite
 from ..surgery.journal import guarded
@@ -79,22 +81,44 @@ def noise(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return pytree.tree_map_only(Tensor, filled, args)  # type: ignore[no-any-return]
 
 
+# The seed and the choice of algorithms are the process's: what needs them runs one at a time.
+_ONE_AT_A_TIME = threading.RLock()
+
+
 @contextlib.contextmanager
 def reproducible() -> Iterator[None]:
-    """One seed, one choice of algorithms and no autocast for whatever runs, and everything as found when it has."""
+    """One seed, one choice of algorithms and no autocast for whatever runs, and everything as found when it has.
+
+    Seed and algorithms are those of the whole process meanwhile: another thread that draws numbers gets others.
+    """
     cudnn = torch.backends.cudnn
-    choices = cudnn.benchmark, cudnn.deterministic
-    with contextlib.ExitStack() as around:
-        around.enter_context(torch.inference_mode(False))
+    with _ONE_AT_A_TIME, contextlib.ExitStack() as around:
+        choices = cudnn.benchmark, cudnn.deterministic
         around.enter_context(torch.random.fork_rng())
-        for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
-            around.enter_context(torch.autocast(device, enabled=False))
+        around.enter_context(plain())
         torch.manual_seed(SEED)
         cudnn.benchmark, cudnn.deterministic = False, True
         try:
             yield
         finally:
             cudnn.benchmark, cudnn.deterministic = choices
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """The same numbers for whatever draws from torch, and no autocast, in this thread alone."""
+    with plain(), Undrawn().on():
+        yield
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """Neither inference mode nor autocast, in this thread."""
+    with contextlib.ExitStack() as around:
+        around.enter_context(torch.inference_mode(False))
+        for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+            around.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def draw_anew(pair: Pair) -> None:

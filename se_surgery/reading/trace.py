@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import TraceError
-from .effects import is_container, only_computing, refuse_without_gradients
+from .effects import is_container, only_computing, refuse_switched
 from .events import Call
 
 # A step into an argument: an index of a list or tuple, or the key of a dict.
@@ -115,7 +115,7 @@ class _Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache) if is_mine else attr_val
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        refuse_without_gradients()
+        refuse_switched()
         return super().create_node(*args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -221,7 +221,7 @@ def trace(block: nn.Module, call: Call, *, method: str = "forward", training: bo
     bound = signature.bind(*call.args, **call.kwargs)
     tracer = _Tracer(method, bound)
     try:
-        with only_computing(view):
+        with only_computing(view, method):
             graph = tracer.trace(view)
     except TraceError:
         raise
