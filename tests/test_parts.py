@@ -33,6 +33,7 @@ from se_surgery import (
     verify,
 )
 from se_surgery.records import PUT_IN
+from se_surgery.surgery.journal import Journal
 
 SIZE = (3, 32, 32)
 
@@ -341,7 +342,7 @@ def test_a_plan_apart_from_its_model(options, apart):
 NEEDS_THE_MODEL: dict[str, Callable[[se_surgery.Plan], Any]] = {
     "exam": lambda plan: plan.exam,
     "draw": lambda plan: plan.draw("plan.svg"),
-    "graft": lambda plan: se_surgery.surgery.graft.graft(build("resnet18"), plan),
+    "graft": lambda plan: se_surgery.surgery.graft.graft(Journal(), build("resnet18"), plan),
 }
 
 
