@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import itertools
 import sys
 import types
 from collections.abc import Iterator
@@ -31,11 +32,13 @@ class Names:
         outer: Names of globals, each with the attributes that are read of it in the same breath.
         free: Names of the variables of functions around it.
         mentioned: Names of all attributes it reads, and all strings in it, by which attributes and keys are read.
+        asked: Attributes of its first argument of which it asks the class.
     """
 
     outer: tuple[tuple[str, tuple[str, ...]], ...]
     free: tuple[str, ...]
     mentioned: frozenset[str]
+    asked: tuple[tuple[str, ...], ...]
 
 
 def add_outer(watch: Watch, view: nn.Module) -> None:
@@ -45,21 +48,22 @@ def add_outer(watch: Watch, view: nn.Module) -> None:
         watch: What was read in one trace.
         view: The block.
     """
-    scan = _Scan(watch.reads, type(view))
+    scan = _Scan(watch.reads, view)
     size = -1
     # What is found in one round may be a function or an object, or a name, that matters to what was found before.
     while size != scan.size:
         size = scan.size
         scan.functions()
         scan.fields()
-        scan.whole(view, watch.opened)
+        scan.whole(watch.opened)
 
 
 class _Scan:
-    def __init__(self, reads: Reads, cls: type[nn.Module]) -> None:
+    def __init__(self, reads: Reads, view: nn.Module) -> None:
         self.reads = reads
-        self.cls = cls
-        self.package = cls.__module__.partition(".")[0]
+        self.view = view
+        self.cls = type(view)
+        self.package = self.cls.__module__.partition(".")[0]
         self.seen: set[int] = set()
         self.mentioned: set[str] = set()
 
@@ -83,6 +87,8 @@ class _Scan:
         for i, (name, cell) in enumerate(cells):
             if name in names.free:
                 self._take_cell(cell, root, (*steps, (".", "__closure__"), ("[]", i), (".", "cell_contents")))
+        for chain in names.asked if (".", "__mro__") in steps else ():
+            self._take_kind(root, steps, chain)
         space = function.__globals__
         module = str(space.get("__name__"))
         if is_foreign(module):  # a decorator's own code, which has taken the function's name
@@ -97,6 +103,17 @@ class _Scan:
                 self._follow(space[name], chain, root, (*steps, first))
         if names.mentioned & {"type", "__class__"}:
             self._take_of_class(names.mentioned)
+
+    def _take_kind(self, root: str, steps: tuple[Step, ...], chain: tuple[str, ...]) -> None:
+        """A method asks for the class of a child, by `isinstance` for one."""
+        here = steps[: steps.index((".", "__class__"))] if root == SELF else ()
+        way = (*here, *((".", name) for name in chain))
+        try:
+            child = reach(self.view, way)
+        except AttributeError:
+            return
+        if isinstance(child, nn.Module):
+            self.reads.add(SELF, way, "kind", type(child))
 
     def _take_cell(self, cell: Any, root: str, steps: tuple[Step, ...]) -> None:
         """A function's own functions do not change; numbers and fields of objects do."""
@@ -176,12 +193,12 @@ class _Scan:
         if not any((root, steps, kind) in self.reads.found for kind in ("equal", "same", "length", "keys")):
             self.reads.take(root, steps, value, identity=not isinstance(value, nn.Module))
 
-    def whole(self, view: nn.Module, opened: list[tuple[Step, ...]]) -> None:
+    def whole(self, opened: list[tuple[Step, ...]]) -> None:
         """What may be read by way of a module's `__dict__`: the plain attributes that are mentioned, there or not."""
         for way in opened:
-            state = vars(reach(view, way))
+            state = vars(reach(self.view, way))
             for name in sorted(self.mentioned - state.keys()):
-                if name.isidentifier() and not hasattr(nn.Module, name) and not hasattr(reach(view, way), name):
+                if name.isidentifier() and not hasattr(nn.Module, name) and not hasattr(reach(self.view, way), name):
                     self.reads.add(SELF, (*way, (".", name)), "absent", False)
             for name in sorted(self.mentioned & state.keys()):
                 if is_plain(state[name]):
@@ -216,12 +233,15 @@ def is_foreign(module: str | None) -> bool:
 def names_in(code: types.CodeType) -> Names:
     """The names that a piece of code uses."""
     outer: dict[tuple[str, tuple[str, ...]], None] = {}
+    asked: dict[tuple[str, ...], None] = {}
     mentioned: set[str] = set()
     free = set(code.co_freevars)
     for one in _with_inner(code):
-        outer |= dict.fromkeys(_outer_names(one))
+        chains = list(_chains(one))
+        outer |= dict.fromkeys((name, chain) for kind, name, chain in chains if kind == "global")
+        asked |= dict.fromkeys(_asked(one, chains))
         mentioned |= {*one.co_names, *_strings(one.co_consts)}
-    return Names(tuple(outer), tuple(free - {"__class__"}), frozenset(mentioned))
+    return Names(tuple(outer), tuple(free - {"__class__"}), frozenset(mentioned), tuple(asked))
 
 
 def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -239,19 +259,26 @@ def _strings(constants: tuple[Any, ...]) -> Iterator[str]:
             yield from _strings(constant)
 
 
-def _outer_names(code: types.CodeType) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each global that is loaded, with the attributes that are read of it directly."""
-    name, chain = "", []
+def _chains(code: types.CodeType) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Each global and each local that is loaded, with the attributes that are read of it directly."""
+    kind, name, chain = "", "", []
     for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+        operation = instruction.opname
+        if operation in ("LOAD_ATTR", "LOAD_METHOD"):
             chain.append(str(instruction.argval))
-            continue
-        if instruction.opname in ("CACHE", "EXTENDED_ARG"):
-            continue
-        if name:
-            yield name, tuple(chain)
-        name, chain = "", []
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            name = str(instruction.argval)
-    if name:
-        yield name, tuple(chain)
+        elif operation not in ("CACHE", "EXTENDED_ARG"):
+            if kind:
+                yield kind, name, tuple(chain)
+            kind = "global" if operation in ("LOAD_GLOBAL", "LOAD_NAME") else ""
+            kind = "local" if operation.startswith("LOAD_FAST") else kind
+            name, chain = str(instruction.argval), []
+    if kind:
+        yield kind, name, tuple(chain)
+
+
+def _asked(code: types.CodeType, chains: list[tuple[str, str, tuple[str, ...]]]) -> Iterator[tuple[str, ...]]:
+    """What follows on `isinstance` and `type` as an attribute of the first argument."""
+    first = code.co_varnames[0] if code.co_argcount else None
+    for (kind, name, _), (_, owner, chain) in itertools.pairwise(chains):
+        if (kind, name) in (("global", "isinstance"), ("global", "type")) and owner == first and chain:
+            yield chain

@@ -44,8 +44,8 @@ class Read:
 
     @property
     def name(self) -> str:
-        """The way to it as one would write it."""
-        return written_way("", self.steps).removeprefix(".")
+        """The way to it as one would say it: `layers.0.gains[1]`."""
+        return "".join(f".{name}" if kind == "." else f"[{written(name)}]" for kind, name in self.steps).lstrip(".")
 
     def holds(self, start: Any) -> bool:
         """Whether it is what it was, found from another start: a block of the same class, for instance."""

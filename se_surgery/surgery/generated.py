@@ -166,7 +166,7 @@ def refuse_other(block: nn.Module, name: str, was: Any, now: Any) -> None:
     raise SurgeryError(
         f"{name!r} of this {type(block).__name__} was {_shown(was)} when it was operated on and now is {_shown(now)}, "
         f"but its forward was written for the former. "
-        f"Set it first and operate then: strip_se(model, origin='se_surgery') undoes the operation."
+        f"Set it first and operate then: put it back, strip_se(model, origin='se_surgery'), set it, operate again."
     )
 
 
