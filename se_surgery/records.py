@@ -132,9 +132,11 @@ def implants(block: nn.Module) -> list[Implant]:
     return list(block.__dict__.get(IMPLANTS, ()))
 
 
-def implanted_names(block: nn.Module) -> set[str]:
-    """Names of the children that this library put into a block, where there had been no module."""
-    return {one.name for one in implants(block) if not isinstance(one.before, nn.Module)}
+@durable
+def children_of(module: nn.Module) -> tuple[str, ...]:
+    """Names of a module's children, without those that this library put where there had been no module."""
+    ours = {one.name for one in implants(module) if not isinstance(one.before, nn.Module)}
+    return tuple(name for name in module._modules if name not in ours)
 
 
 def implanted(model: nn.Module) -> list[str]:

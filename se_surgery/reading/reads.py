@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..records import implanted_names
+from ..records import children_of
 
 # One step on the way to a value: (".", an attribute's name) or ("[]", an index or key).
 Step = tuple[str, Any]
@@ -61,12 +61,6 @@ def reach(start: Any, steps: Sequence[Step]) -> Any:
     for kind, name in steps:
         start = getattr(start, name) if kind == "." else start[name]
     return start
-
-
-def children_of(module: nn.Module) -> tuple[str, ...]:
-    """Names of a module's children, without those that this library put there."""
-    ours = implanted_names(module)
-    return tuple(name for name in module._modules if name not in ours)
 
 
 # What a read looks at, at the end of the way.

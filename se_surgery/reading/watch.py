@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .reads import BASE, SELF, Reads, Step, children_of, is_plain
+from ..records import children_of
+from .reads import BASE, SELF, Reads, Step, is_plain
 
 # What every module has, and is no choice of the block's own; `_modules` is asked for by who iterates over children.
 _UNREAD = frozenset(nn.Module().__dict__) - {"training"}
@@ -85,7 +86,8 @@ class Watch:
                     return self._mode(module, original(module, name))
                 caller = sys._getframe(1).f_globals.get("__name__") or ""
                 if not caller.startswith(_OURS):
-                    self._note(module, name, caller)
+                    with self.on(False):
+                        self._note(module, name, caller)
             return original(module, name)
 
         self._patched[cls] = cls.__dict__.get("__getattribute__")

@@ -157,6 +157,7 @@ def _attribute(block: nn.Module, path: str) -> Any:
     return found
 
 
+@durable
 def refuse_other(block: nn.Module, name: str, was: Any, now: Any) -> None:
     """Called by generated forwards for one thing that is another than when their block was operated on.
 

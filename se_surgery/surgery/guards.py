@@ -15,9 +15,9 @@ from typing import Any
 from torch import nn
 
 from ..errors import TraceError
-from ..reading.reads import BASE, SELF, Read, Step, children_of, reach, written, written_way
+from ..reading.reads import BASE, SELF, Read, Step, reach, written, written_way
 from ..reading.trace import Trace
-from ..records import HELD
+from ..records import HELD, children_of
 from .generated import refuse_change, refuse_other, resolve
 
 
