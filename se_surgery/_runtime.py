@@ -10,10 +10,10 @@ from __future__ import annotations
 from .backbones.bn_inception import BNInception, Inception
 from .backbones.resnet_cifar import CifarResNet
 from .backbones.shufflenet import ChannelShuffle, ShuffleNet, ShuffleUnit
-from .records import Edge, Implant
+from .records import Edge, Implant, children_of
 from .se.excite import Attention, SqueezeExcite
 from .se.tail import tail
-from .surgery.generated import Code, recomputed, refuse_argument, refuse_change, revive
+from .surgery.generated import Code, recomputed, refuse_argument, refuse_change, refuse_other, revive
 
 __all__ = [
     "Attention",
@@ -27,9 +27,11 @@ __all__ = [
     "ShuffleNet",
     "ShuffleUnit",
     "SqueezeExcite",
+    "children_of",
     "recomputed",
     "refuse_argument",
     "refuse_change",
+    "refuse_other",
     "revive",
     "tail",
 ]

@@ -51,7 +51,13 @@ class PatientError(SurgeryError):
 
 
 class TraceError(SurgeryError):
-    """A block's forward cannot be written as a graph."""
+    """A block's forward cannot be written as a graph.
+
+    Attributes:
+        reads: What the forward went by until it failed: a block where that is otherwise may be traced.
+    """
+
+    reads: tuple[Any, ...] = ()
 
 
 class InstanceForwardError(TraceError):

@@ -2,8 +2,9 @@
 
 An operated block carries a list of `Implant`s in its `__dict__` (plain data, it survives deepcopy and pickle), and a
 module out of which a native SE was taken carries that SE in `REPLACED`. In `FROZEN` a frozen module carries what it was
-like before. The model itself carries its operations, and the name of its base where this library created it. Each SE,
-with all that is in it, carries in `PUT_IN` where it was put in, by which operation: it may be in another model by now.
+like before. `HELD` has the objects that a block's generated forward has to find in it still, by the way to them. The
+model itself carries its operations, and the name of its base where this library created it. Each SE, with all that is
+in it, carries in `PUT_IN` where it was put in, by which operation: it may be in another model by now.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ CODE = "_se_code"
 BASE = "_se_base"
 FROZEN = "_se_frozen"
 PUT_IN = "_se_put_in"
+HELD = "_se_held"
 
 # Stands in `Implant.before` for an attribute that did not exist.
 ABSENT = "absent"
@@ -130,6 +132,13 @@ def implants(block: nn.Module) -> list[Implant]:
     return list(block.__dict__.get(IMPLANTS, ()))
 
 
+@durable
+def children_of(module: nn.Module) -> tuple[str, ...]:
+    """Names of a module's children, without those that this library put where there had been no module."""
+    ours = {one.name for one in implants(module) if not isinstance(one.before, nn.Module)}
+    return tuple(name for name in module._modules if name not in ours)
+
+
 def implanted(model: nn.Module) -> list[str]:
     """Paths of the SEs that this library put into a model.
 
@@ -160,6 +169,7 @@ def original_state(block: nn.Module) -> dict[str, Any]:
     """The block's `__dict__` as it was before surgery (a copy; children and parameters are the block's own)."""
     state = dict(block.__dict__)
     state["_modules"] = dict(state["_modules"])
+    state.pop(HELD, None)
     for implant in reversed(state.pop(IMPLANTS, [])):
         state["_modules"].pop(implant.name, None)
         if isinstance(implant.before, nn.Module):

@@ -1,7 +1,7 @@
 """Anatomy: the graphs of a model's blocks, each with what its nodes did in the run that was looked at.
 
 In: a `Look`. Out: for any block of the model a `Block`, by any of its methods, in evaluation and in training; and the
-channel axis of its values. Blocks of equal class, children and plain attributes share one trace.
+channel axis of its values. Blocks of equal class and children share one trace where all that it read is equal, too.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import InstanceForwardError, TraceError
-from ..records import IMPLANTS, OPERATIONS, PUT_IN, REPLACED, original_class, original_state
+from ..records import HELD, IMPLANTS, OPERATIONS, PUT_IN, REPLACED, original_class, original_state
 from .block import Block
 from .events import Call
 from .layout import channel_axis
 from .look import Look, look_again
+from .reads import SELF
 from .trace import Trace, shallow_view, structure, trace, with_bare
 
 # Attributes every module has; they do not tell blocks apart.
-_OWN = frozenset(nn.Module().__dict__) | {"_forward_hooks_with_kwargs", IMPLANTS, REPLACED, OPERATIONS, PUT_IN}
+_OWN = frozenset(nn.Module().__dict__) | {"_forward_hooks_with_kwargs", IMPLANTS, REPLACED, OPERATIONS, PUT_IN, HELD}
 
 
 class Anatomy:
@@ -40,7 +41,7 @@ class Anatomy:
         self.look = look
         self.training = training
         self.codes: dict[Any, Any] = {}
-        self._traces: dict[Any, Trace | TraceError] = {}
+        self._traces: dict[Any, list[Trace | TraceError]] = {}
         self._blocks: dict[tuple[str, str], Block] = {}
         self._differs: dict[tuple[int, int], bool] = {}
 
@@ -118,26 +119,35 @@ class Anatomy:
         return blocks
 
     def traced(self, view: nn.Module, call: Call, method: str, training: bool) -> Trace:
-        """The trace of one method in one mode, shared by equal blocks."""
+        """The trace of one method in one mode, shared by blocks for which all that it read is the same."""
         key = (training, method, self._shape_of(view), _argument_key(call))
-        if key not in self._traces:
-            try:
-                _refuse_instance_forward(view)
-                traced = with_bare(trace(view, call, method=method, training=training), view, call, training)
-                modes = (training,) if traced.modal else (True, False)
-                self._traces.update({(mode, *key[1:]): traced for mode in modes})
-            except TraceError as error:
-                self._traces[key] = error
-        found = self._traces[key]
+        found = next((one for one in self._traces.get(key, ()) if _fits(one, view)), None)
+        if found is None:
+            found = self._made(view, call, method, training)
+            modal = isinstance(found, TraceError) or found.modal
+            for mode in (training,) if modal else (True, False):
+                self._traces.setdefault((mode, *key[1:]), []).append(found)
         if isinstance(found, TraceError):
             raise found
         return found
+
+    def _made(self, view: nn.Module, call: Call, method: str, training: bool) -> Trace | TraceError:
+        try:
+            _refuse_instance_forward(view)
+            return with_bare(trace(view, call, method=method, training=training), view, call, training)
+        except TraceError as error:
+            return error
 
     def _shape_of(self, module: nn.Module) -> Any:
         state = {k: _plain(v) for k, v in module.__dict__.items() if k not in _OWN}
         children = tuple((name, _class_tree(child)) for name, child in module._modules.items())
         tensors = tuple((name, t is None) for name, t in (*module._parameters.items(), *module._buffers.items()))
         return (type(module), tuple(sorted(state.items(), key=lambda item: item[0])), children, tensors)
+
+
+def _fits(traced: Trace | TraceError, view: nn.Module) -> bool:
+    """Whether a block has all that a trace of another one read as that other one had it."""
+    return all(read.holds(view) for read in traced.reads if read.root == SELF)
 
 
 def _takes(cls: type[nn.Module], method: str, call: Call) -> bool:

@@ -17,7 +17,7 @@ from torch import nn
 
 from ..errors import TraceError
 from .draws import Refusing
-from .numbers import no_numbers
+from .generators import no_numbers
 
 _SWITCHES = "its forward switches gradients or autocast on or off for a part of it, which a graph of it would not do"
 _DRAWS = "its forward draws random numbers of its own, which a graph of it would draw only once"

@@ -5,18 +5,18 @@ torch.fx graph with the block's children as leaves.
 
 What torch.fx alone gets wrong for a rewriter, and is put right here: arguments that are not tensors are kept as the
 constants they were in the call; in-place operators of the source (`x += y`) stay in place; buffers are read when the
-forward runs; a parameter is never frozen into the graph; nothing is eliminated as dead; the plain attributes that the
-forward read, and which the graph has frozen, are written down; what a graph would drop is refused (see `effects`);
-other threads may go on running models.
+forward runs; a parameter is never frozen into the graph; nothing is eliminated as dead; whatever the forward read that
+is no tensor, and which the graph has frozen, is written down (see `reads`); what a graph would drop is refused (see
+`effects`); other threads may go on running models.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-import math
 import operator
 import threading
+import types
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +27,10 @@ from torch.utils import _pytree as pytree
 from ..errors import TraceError
 from .effects import is_container, only_computing, refuse_switched
 from .events import Call
+from .numbers import Numbers
+from .outer import add_outer
+from .reads import BASE, SELF, Read
+from .watch import Watch
 
 # A step into an argument: an index of a list or tuple, or the key of a dict.
 Step = Any
@@ -59,9 +63,10 @@ class Trace:
         signature: The method's signature, without `self`.
         arguments: How the arguments of the call were bound.
         lengths: Length of every list or tuple that holds tensors, by (parameter, steps).
-        reads: The plain attributes of the block that the method read, with the values that the graph is made for.
+        reads: What the method read that is no tensor, with the values that the graph is made for.
         bare: Parameters that were given a list of one tensor, and for which that tensor alone does the same.
-        modal: Whether the method read `self.training`, so that its graph may be another one in the other mode.
+        modal: Whether the method read `self.training`, or a child's, so that its graph may be another one in the
+            other mode.
     """
 
     method: str
@@ -69,7 +74,7 @@ class Trace:
     signature: inspect.Signature
     arguments: tuple[Argument, ...]
     lengths: tuple[tuple[str, tuple[Step, ...], int], ...]
-    reads: tuple[tuple[str, Any], ...] = ()
+    reads: tuple[Read, ...] = ()
     bare: tuple[str, ...] = ()
     modal: bool = False
 
@@ -96,23 +101,33 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, method: str, bound: inspect.BoundArguments) -> None:
+    def __init__(self, method: str, bound: inspect.BoundArguments, watch: Watch) -> None:
         super().__init__()
         self.traced_func_name = method
         self.bound = bound
+        self.watch = watch
         self.thread = threading.get_ident()
         self.arguments: list[Argument] = []
         self.lengths: list[tuple[str, tuple[Step, ...], int]] = []
 
-    # torch.fx patches nn.Module while it traces, and so meets the models that other threads run meanwhile.
+    # torch.fx patches nn.Module while it traces, and so meets the models that other threads run meanwhile. What it
+    # reads itself is not read by the forward.
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        is_mine = threading.get_ident() == self.thread
-        return super().call_module(m, forward, args, kwargs) if is_mine else forward(*args, **kwargs)
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        with self.watch.on(False):
+            return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        is_mine = threading.get_ident() == self.thread
-        return super().getattr(attr, attr_val, parameter_proxy_cache) if is_mine else attr_val
+        if threading.get_ident() != self.thread:
+            return attr_val
+        with self.watch.on(False):
+            return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
+        with self.watch.on(False):
+            return super().create_proxy(*args, **kwargs)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         refuse_switched()
@@ -132,7 +147,8 @@ class _Tracer(fx.Tracer):
         call = inspect.BoundArguments(self.bound.signature, values)  # type: ignore[arg-type]
 
         def run(root: nn.Module) -> Any:
-            return root_fn(root, *call.args, **call.kwargs)
+            with self.watch.on():
+                return root_fn(root, *call.args, **call.kwargs)
 
         return run, [self.root]
 
@@ -155,7 +171,8 @@ class _Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Tensor) and not isinstance(a, fx.Proxy):
             raise TraceError("the forward makes or reads a tensor that is neither a parameter nor a buffer")
-        return super().create_arg(a)
+        with self.watch.on(False):
+            return super().create_arg(a)
 
 
 def shallow_view(cls: type, state: dict[str, Any]) -> nn.Module:
@@ -167,38 +184,6 @@ def shallow_view(cls: type, state: dict[str, Any]) -> nn.Module:
     view: nn.Module = object.__new__(cls)
     view.__dict__.update({name: copy.copy(v) if is_container(v) else v for name, v in state.items()})
     return view
-
-
-def _watched(cls: type[nn.Module], reads: dict[str, Any]) -> type[nn.Module]:
-    """A subclass of `cls` whose modules note which of their plain attributes are read, and what they are."""
-
-    def __getattribute__(self: nn.Module, name: str) -> Any:
-        if name not in _UNREAD and not name.startswith("__"):
-            state = object.__getattribute__(self, "__dict__")
-            for space in (state, *(state[group] for group in _GROUPS)):
-                if name in space and is_plain(space[name]):
-                    reads[name] = space[name]
-        return cls.__getattribute__(self, name)
-
-    return type(cls.__name__, (cls,), {"__getattribute__": __getattribute__, "__qualname__": cls.__qualname__})
-
-
-# What every module has, and is no choice of the block's own.
-_UNREAD = frozenset(nn.Module().__dict__) - {"training"}
-# Where a module keeps what is registered with it; None is there for a child or parameter that it does without.
-_GROUPS = ("_modules", "_parameters", "_buffers")
-
-
-def is_plain(value: Any) -> bool:
-    """Whether a value can be written down in source and compared: None, a number, a string, or a list or tuple of such.
-
-    Examples:
-        >>> is_plain((1, 2)), is_plain(None), is_plain(float("inf"))
-        (True, True, False)
-    """
-    if type(value) in (list, tuple):
-        return all(is_plain(item) for item in value)
-    return value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
 
 
 def trace(block: nn.Module, call: Call, *, method: str = "forward", training: bool = False) -> Trace:
@@ -213,23 +198,45 @@ def trace(block: nn.Module, call: Call, *, method: str = "forward", training: bo
     Raises:
         TraceError: The method cannot be written as a graph, with the reason.
     """
-    reads: dict[str, Any] = {}
-    view = shallow_view(_watched(type(block), reads), {**block.__dict__, "training": training})
+    view = shallow_view(type(block), {**block.__dict__, "training": training})
     function = getattr(type(block), method)
     signature = inspect.signature(function)
     signature = signature.replace(parameters=list(signature.parameters.values())[1:])
     bound = signature.bind(*call.args, **call.kwargs)
-    tracer = _Tracer(method, bound)
+    watch = Watch(view, training)
+    tracer = _Tracer(method, bound, watch)
+    _meet(watch, type(block), method)
     try:
-        with only_computing(view, method):
+        with only_computing(view, method), watch.patching(), Numbers(view, tracer, watch) as numbers:
             graph = tracer.trace(view)
-    except TraceError:
+        add_outer(watch, view)
+        numbers.refuse_frozen()
+    except TraceError as error:
+        error.reads = _read(watch)
         raise
     except Exception as error:  # whatever the block's own code raises on a proxy
-        raise TraceError(f"its forward cannot be traced ({type(error).__name__}: {_first_line(error)})") from error
-    modal = reads.pop("training", None) is not None
+        reason = f"its forward cannot be traced ({type(error).__name__}: {_first_line(error)})"
+        refusal = TraceError(reason)
+        refusal.reads = _read(watch)
+        raise refusal from error
     arguments, lengths = tuple(tracer.arguments), tuple(tracer.lengths)
-    return Trace(method, graph, signature, arguments, lengths, tuple(sorted(reads.items())), modal=modal)
+    return Trace(method, graph, signature, arguments, lengths, _read(watch), modal=watch.modal)
+
+
+def _read(watch: Watch) -> tuple[Read, ...]:
+    """What was read: the block's own first, the nearest first, and otherwise by name."""
+    found = watch.reads.found.values()
+    return tuple(sorted(found, key=lambda read: (read.root != SELF, len(read.steps), read.name, read.kind)))
+
+
+def _meet(watch: Watch, cls: type[nn.Module], method: str) -> None:
+    """Note the functions that a method is, those included that it overrides and may go on with."""
+    for i, base in enumerate(cls.__mro__):
+        function = base.__dict__.get(method)
+        function = getattr(function, "__func__", function)
+        if isinstance(function, types.FunctionType):
+            way = ((".", "__mro__"), ("[]", i), (".", "__dict__"), ("[]", method))
+            watch.reads.functions.append((function, BASE, way))
 
 
 def with_bare(traced: Trace, block: nn.Module, call: Call, training: bool) -> Trace:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import CodeType
 from typing import Any
 
@@ -18,15 +18,17 @@ from torch.fx.graph import CodeGen, _format_target
 from ..errors import TraceError
 from ..reading.trace import Argument, Trace
 from ..se.tail import tail
-from .generated import Code, Origin, recomputed, refuse_argument, refuse_change, resolve
+from .generated import Code, Origin, recomputed, refuse_argument, resolve
+from .guards import ByWay, guards, watched
 from .insertion import JOINED, Insertion, insert
 
 
-def method_code(forms: Sequence[tuple[Trace, Sequence[Insertion]]]) -> Code:
+def method_code(forms: Sequence[tuple[Trace, Sequence[Insertion]]], besides: Collection[str] = ()) -> Code:
     """The code of one method with the insertions made, for both modes.
 
     Args:
         forms: The method's trace and its insertions in evaluation, then those in training where they are others.
+        besides: Names of the block's new children: an attribute of such a name is another on purpose.
 
     Raises:
         TraceError: An edge is not in the graph, or a name cannot be found again by import.
@@ -39,17 +41,17 @@ def method_code(forms: Sequence[tuple[Trace, Sequence[Insertion]]]) -> Code:
         bodies.append(_bindings(traced) + text)
         names.update(found)
         helpers.update({node.target: node.meta[JOINED] for node in graph.nodes if JOINED in node.meta})
-    inserted = {new.name for _, insertions in forms for new in insertions}
-    reads = {name: value for traced, _ in forms for name, value in traced.reads if name not in inserted}
-    flags = [name for name in RECOMPUTING if reads.get(name) is False]
+    reads = watched([traced for traced, _ in forms], besides)
+    flags = [name for name in RECOMPUTING if any(read.name == name and read.value is False for read in reads)]
+    guarded = guards([read for read in reads if read.name not in flags])
+    names |= guarded.names
     lines = [line for name, targets in helpers.items() for line in _helper(name, targets)]
-    lines += [*_head(evaluating, flags), *_guards(evaluating), *_watch(reads, flags)]
+    lines += [*_head(evaluating, flags), *_guards(evaluating), *guarded.lines]
     if bodies[0] == bodies[-1]:
         lines += bodies[0]
     else:
         lines += ["    if self.training:", *("    " + line if line else line for line in bodies[1]), *bodies[0]]
-    names |= {"_refuse": refuse_argument, "_changed": refuse_change, "_recomputed": recomputed, "_tail": tail}
-    names |= {"torch": torch}
+    names |= {"_refuse": refuse_argument, "_recomputed": recomputed, "_tail": tail, "torch": torch}
     source = "\n".join(lines) + "\n"
     compiled = compile(source, "<check>", "exec").co_consts
     used = {name for code in compiled if isinstance(code, CodeType) for name in code.co_names}
@@ -148,25 +150,11 @@ def _guards(traced: Trace) -> list[str]:
     lines = [f"    if isinstance({name}, torch.Tensor): {name} = [{name}]" for name in traced.bare]
     for argument in traced.arguments:
         if argument.node is None:
-            test = f"{_differs(argument.value)} {_literal(argument.value)}"
+            test = f"{'is not' if argument.value is None or isinstance(argument.value, bool) else '!='} "
+            test += _literal(argument.value)
             lines.append(_guard(argument.parameter, argument.steps, "{} " + test))
     lines += [_guard(parameter, steps, f"len({{}}) != {length}") for parameter, steps, length in traced.lengths]
     return lines
-
-
-def _watch(reads: dict[str, Any], besides: Sequence[str]) -> list[str]:
-    """Refuse to run when an attribute has another value than the one that the graph was made for."""
-    reads = {name: value for name, value in reads.items() if name not in besides}
-    if not reads:
-        return []
-    tests = [f"self.{name} {_differs(value)} {value!r}" for name, value in reads.items()]
-    # TorchScript takes the values when it compiles, and could not compile this.
-    return ["    if not torch.jit.is_scripting():", f"        if {' or '.join(tests)}: _changed(self, {reads!r})"]
-
-
-def _differs(value: Any) -> str:
-    """The operator that asks whether something is another value than this one."""
-    return "is not" if value is None or isinstance(value, bool) else "!="
 
 
 def _guard(parameter: str, steps: tuple[Any, ...], test: str) -> str:
@@ -192,6 +180,8 @@ def _place(parameter: str, steps: tuple[Any, ...]) -> str:
 
 
 def _origin(name: str, value: Any) -> Origin:
+    if isinstance(value, ByWay):
+        return (name, value.module, value.inner)
     module = getattr(value, "__name__", "") if type(value) is type(torch) else getattr(value, "__module__", "") or ""
     inner = "" if type(value) is type(torch) else getattr(value, "__qualname__", "")
     if isinstance(value, float):

@@ -14,6 +14,7 @@ from ..errors import PatientError
 from ..reading.anatomy import Anatomy
 from ..reading.trace import Trace, shallow_view
 from ..records import (
+    HELD,
     IMPLANTS,
     OPERATIONS,
     REPLACED,
@@ -27,6 +28,7 @@ from ..records import (
 from ..se.tail import ends_in_norm, is_pointwise
 from .codegen import RECOMPUTING, join, method_code, outer_code
 from .generated import FOLDING, Code, subclass
+from .guards import objects, watched
 from .insertion import Insertion
 from .journal import Journal
 
@@ -91,26 +93,34 @@ def rewrite(journal: Journal, anatomy: Anatomy, path: str) -> None:
             f"Take that off first."
         )
     calls = [(implant.name, edge) for implant in implants(block) for edge in implant.edges]
+    block.__dict__.pop(HELD, None)
     block.__class__ = subclass(base, _code(anatomy, block, path, calls)) if calls else base
 
 
 def _code(anatomy: Anatomy, block: nn.Module, path: str, calls: list[tuple[str, Edge]]) -> Code:
+    """The code of a block's methods; what their guards compare objects with is kept in the block."""
     view = shallow_view(original_class(block), original_state(block))
     observed = anatomy.look.calls[path][0]
-    codes = []
+    names = tuple(implant.name for implant in implants(block))
+    codes: list[Code] = []
+    kept: dict[str, Any] = {}
     for method in dict.fromkeys(edge.method for _, edge in calls):
         forms = []
         for mode in ("evaluation", "training"):
             traced = anatomy.traced(view, observed, method, mode == "training")
             here = [(name, edge) for name, edge in calls if edge.method == method and edge.mode in ("both", mode)]
             forms.append((traced, tuple(_insertion(view, block, traced, name, edge) for name, edge in here)))
-        key = tuple((id(traced), insertions) for traced, insertions in forms)
+        key = (*((id(traced), insertions) for traced, insertions in forms), names)
         if key not in anatomy.codes:
             # Flags to recompute, and branches that are folded into one, are what a trace would freeze.
             changes = any(name in view.__dict__ for name in RECOMPUTING) or any(hasattr(view, name) for name in FOLDING)
             outer = outer_code(*forms[0]) if changes else None
-            anatomy.codes[key] = outer or method_code(forms[:1] if key[0] == key[1] else forms)
+            anatomy.codes[key] = outer or method_code(forms[:1] if key[0] == key[1] else forms, names)
         codes.append(anatomy.codes[key])
+        if not codes[-1].outer:
+            kept |= objects(watched([traced for traced, _ in forms], names), view)
+    if kept:
+        block.__dict__[HELD] = kept
     return join(codes)
 
 

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import SurgeryError
-from ..reading.trace import is_plain
+from ..reading.reads import is_plain
 from ..records import CODE, durable
 
 # Where a name of the generated source comes from: (name, module, qualified name in it).
@@ -136,16 +136,43 @@ def recomputed(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 def refuse_change(block: nn.Module, reads: dict[str, Any]) -> None:
     """Called by generated forwards whose block was changed after surgery.
 
+    Args:
+        block: The block.
+        reads: What attributes of it and of its children were, by their paths.
+
     Raises:
         SurgeryError: Always.
     """
-    changed = [name for name, value in reads.items() if type(getattr(block, name, ...)) is not type(value)]
-    changed += [name for name, value in reads.items() if name not in changed and getattr(block, name) != value]
-    name = changed[0]
-    value = getattr(block, name, None)
-    shown = repr(value) if is_plain(value) else f"a {type(value).__name__}"
+    now = {path: _attribute(block, path) for path in reads}
+    changed = [path for path, value in reads.items() if type(now[path]) is not type(value)]
+    changed += [path for path, value in reads.items() if path not in changed and now[path] != value]
+    refuse_other(block, changed[0], reads[changed[0]], now[changed[0]])
+
+
+def _attribute(block: nn.Module, path: str) -> Any:
+    """An attribute of a block or of what it holds, `...` where there is none."""
+    found: Any = block
+    for name in path.split("."):
+        found = getattr(found, name, ...)
+    return found
+
+
+@durable
+def refuse_other(block: nn.Module, name: str, was: Any, now: Any) -> None:
+    """Called by generated forwards for one thing that is another than when their block was operated on.
+
+    Raises:
+        SurgeryError: Always.
+    """
     raise SurgeryError(
-        f"{name!r} of this {type(block).__name__} was {reads[name]!r} when it was operated on and now is {shown}, "
+        f"{name!r} of this {type(block).__name__} was {_shown(was)} when it was operated on and now is {_shown(now)}, "
         f"but its forward was written for the former. "
-        f"Set it first and operate then: strip_se(model, origin='se_surgery') undoes the operation."
+        f"Set it first and operate then: put it back, strip_se(model, origin='se_surgery'), set it, operate again."
     )
+
+
+def _shown(value: Any) -> str:
+    if value is ...:
+        return "not there"
+    named = getattr(value, "__qualname__", None)
+    return repr(value) if is_plain(value) else str(named) if isinstance(named, str) else f"a {type(value).__name__}"
