@@ -31,6 +31,7 @@ _HOMES = {
         "PatientError",
         "PlacementError",
         "ProbeError",
+        "RewriteError",
         "StageError",
         "SurgeryError",
         "TraceError",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from .errors import PatientError as PatientError
     from .errors import PlacementError as PlacementError
     from .errors import ProbeError as ProbeError
+    from .errors import RewriteError as RewriteError
     from .errors import StageError as StageError
     from .errors import SurgeryError as SurgeryError
     from .errors import TraceError as TraceError

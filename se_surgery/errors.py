@@ -64,6 +64,10 @@ class InstanceForwardError(TraceError):
     """A block has a forward of its own on the instance, which a rewritten class cannot reach."""
 
 
+class RewriteError(SurgeryError):
+    """A rewritten block computes something else than its own forward did, so that the operation was undone."""
+
+
 class DataError(SurgeryError):
     """A loader gives something that cannot be used: no batches, values that are not finite, labels out of range."""
 

@@ -29,6 +29,7 @@ from .compilers import (
 from .gated import Judge, flattened, gated, head, method, wrapped
 from .lives import again, checkpointed, folded, pickled, reached
 from .pair import Pair
+from .where import placed
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Way:
 WAYS = (
     Way("forward, evaluation", gated()),
     Way("forward, training", gated(training=True)),
+    Way("where", placed),
     Way("gradients", reached),
     # timm's methods, and its wrappers around models of features.
     Way("forward_features", gated(method("forward_features"))),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checking.check import compare_rewritten
 from ..errors import PatientError, SurgeryError
 from ..planning.exam import Exam
 from ..planning.options import check_flags, check_options, option_arguments
@@ -144,6 +145,7 @@ def graft(journal: Journal, model: nn.Module, plan: Plan, lean: bool = True) -> 
     for host in dict.fromkeys(hosts):
         rewrite(journal, plan.exam.anatomy, host)
     _check_keys(model, keys, plan)
+    compare_rewritten(plan.exam.anatomy, hosts)
     append_operation(journal, model, operation)
     return model
 

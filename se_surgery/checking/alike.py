@@ -1,0 +1,93 @@
+"""Alike: whether two blocks hold the same, so that what one computes the other does.
+
+In: two blocks of one class. Out: yes, or no. Everything that a forward can read counts, of the block and of all that is
+below it: classes, attributes, the shapes of tensors, which children are one and the same. An object that is no plain
+value has to be the very same object in both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..reading.look import Look
+from ..reading.trace import is_plain
+from ..records import IMPLANTS, OPERATIONS, REPLACED, Implant
+
+# A buffer of so few values may be numbers to count with.
+FEW = 16
+_GROUPS = ("_parameters", "_buffers")
+# What says nothing of what a forward computes: hooks, and what this library keeps; implants have their own comparison.
+_SILENT = (frozenset(nn.Module().__dict__) - {"training"}) | {IMPLANTS, OPERATIONS, REPLACED}
+
+
+def are_alike(look: Look, path: str, other: str) -> bool:
+    """Whether two blocks that were called alike hold the same."""
+    first, second = look.calls[path][0], look.calls[other][0]
+    if not _is_same((first.args, first.kwargs), (second.args, second.kwargs)):
+        return False
+    return _hold_the_same(look.modules[path], look.modules[other], {})
+
+
+def _hold_the_same(first: nn.Module, second: nn.Module, met: dict[int, int]) -> bool:
+    if id(first) in met:
+        return met[id(first)] == id(second)
+    met[id(first)] = id(second)
+    mine, others = first.__dict__, second.__dict__
+    if type(first) is not type(second) or mine.keys() != others.keys():
+        return False
+    if first._modules.keys() != second._modules.keys():
+        return False
+    if not all(_is_same(value, others[name]) for name, value in mine.items() if name not in _SILENT):
+        return False
+    if not all(_same_tensors(mine[group], others[group]) for group in _GROUPS):
+        return False
+    if not _same_implants(mine.get(IMPLANTS, []), others.get(IMPLANTS, [])):
+        return False
+    pairs = zip(first._modules.values(), second._modules.values(), strict=True)
+    return all(_same_child(one, other, met) for one, other in pairs)
+
+
+def _same_child(first: nn.Module | None, second: nn.Module | None, met: dict[int, int]) -> bool:
+    if first is None or second is None:
+        return first is second
+    return _hold_the_same(first, second, met)
+
+
+def _same_tensors(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    return first.keys() == second.keys() and all(_same_tensor(first[name], second[name]) for name in first)
+
+
+def _same_tensor(first: Tensor | None, second: Tensor | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    if type(first) is not type(second) or first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    is_number = first.numel() <= FEW and not isinstance(first, nn.Parameter) and not first.is_meta
+    return not is_number or torch.equal(first, second)
+
+
+def _same_implants(first: list[Implant], second: list[Implant]) -> bool:
+    return [_outline(implant) for implant in first] == [_outline(implant) for implant in second]
+
+
+def _outline(implant: Implant) -> tuple[Any, ...]:
+    edges = [(e.method, e.producer, e.consumers, e.shape, e.axis, e.late, e.mode) for e in implant.edges]
+    return (implant.name, type(implant.before), edges)
+
+
+def _is_same(first: Any, second: Any) -> bool:
+    """Whether two values are the same: the same object, equal plain values, tensors of one shape, or all in them is."""
+    if first is second:
+        return True
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, Tensor):
+        return first.is_meta and second.is_meta and (first.shape, first.dtype) == (second.shape, second.dtype)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(_is_same, first, second))
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(_is_same(value, second[key]) for key, value in first.items())
+    return is_plain(first) and bool(first == second)
