@@ -13,7 +13,8 @@ from .backbones.shufflenet import ChannelShuffle, ShuffleNet, ShuffleUnit
 from .records import Edge, Implant
 from .se.excite import Attention, SqueezeExcite
 from .se.tail import tail
-from .surgery.generated import Code, recomputed, refuse_argument, refuse_change, revive
+from .surgery.exchange import Gone
+from .surgery.generated import Code, recomputed, refuse_argument, refuse_change, refuse_patch, revive
 
 __all__ = [
     "Attention",
@@ -22,6 +23,7 @@ __all__ = [
     "CifarResNet",
     "Code",
     "Edge",
+    "Gone",
     "Implant",
     "Inception",
     "ShuffleNet",
@@ -30,6 +32,7 @@ __all__ = [
     "recomputed",
     "refuse_argument",
     "refuse_change",
+    "refuse_patch",
     "revive",
     "tail",
 ]

@@ -59,6 +59,18 @@ def after_convolution(anatomy: Anatomy, event: Event, unit: Unit | None = None) 
     raise TraceError("no activation follows the convolution")
 
 
+def behind_in(block: Block, event: Event) -> fx.Node:
+    """The node behind a convolution with its normalisation and activation in one of its block's graphs.
+
+    Raises:
+        TraceError: The convolution is not in it, or no activation follows.
+    """
+    node = _after_sums(block, _node_of(block, event.path, event), None)
+    if "act" not in block.kinds(node):
+        raise TraceError("no activation follows the convolution")
+    return node
+
+
 def _is_stacked(node: fx.Node) -> bool:
     """Whether a map is stacked with others, for its block to choose from (SKNet)."""
     return len(node.users) == 1 and any(getattr(user.target, "__name__", "") == "stack" for user in node.users)

@@ -18,7 +18,7 @@ from torch.fx.graph import CodeGen, _format_target
 from ..errors import TraceError
 from ..reading.trace import Argument, Trace
 from ..se.tail import tail
-from .generated import Code, Origin, recomputed, refuse_argument, refuse_change, resolve
+from .generated import Code, Origin, recomputed, refuse_argument, refuse_change, refuse_patch, resolve
 from .insertion import JOINED, Insertion, insert
 
 
@@ -43,12 +43,13 @@ def method_code(forms: Sequence[tuple[Trace, Sequence[Insertion]]]) -> Code:
     reads = {name: value for traced, _ in forms for name, value in traced.reads if name not in inserted}
     flags = [name for name in RECOMPUTING if reads.get(name) is False]
     lines = [line for name, targets in helpers.items() for line in _helper(name, targets)]
-    lines += [*_head(evaluating, flags), *_guards(evaluating), *_watch(reads, flags)]
+    lines += [*_head(evaluating, flags), *_guards(evaluating), *_own(evaluating.method), *_watch(reads, flags)]
     if bodies[0] == bodies[-1]:
         lines += bodies[0]
     else:
         lines += ["    if self.training:", *("    " + line if line else line for line in bodies[1]), *bodies[0]]
     names |= {"_refuse": refuse_argument, "_changed": refuse_change, "_recomputed": recomputed, "_tail": tail}
+    names["_patched"] = refuse_patch
     names |= {"torch": torch}
     source = "\n".join(lines) + "\n"
     compiled = compile(source, "<check>", "exec").co_consts
@@ -58,7 +59,7 @@ def method_code(forms: Sequence[tuple[Trace, Sequence[Insertion]]]) -> Code:
 
 def _head(traced: Trace, flags: Sequence[str]) -> list[str]:
     """The head of a method; where a flag asks for it, the whole method is computed again in the backward pass."""
-    head = f"(self{_parameters(traced)}):"
+    head = f"(self{_parameters(traced.signature)}):"
     if not flags:
         return [f"def {traced.method}{head}"]
     inner, names = f"_traced_{traced.method}", ", ".join(map(_passed, traced.signature.parameters.values()))
@@ -81,10 +82,25 @@ def outer_code(traced: Trace, insertions: Sequence[Insertion]) -> Code | None:
     returned = output.args[0]
     if any(new.consumers != (output.name,) or new.producer != getattr(returned, "name", None) for new in insertions):
         return None
-    names = ", ".join(_passed(parameter) for parameter in traced.signature.parameters.values())
-    lines = [f"def {traced.method}(self{_parameters(traced)}):", f"    x = _base.{traced.method}(self, {names})"]
-    lines += [f"    x = self.{new.name}(x)" for new in insertions]
+    return wrapping_code(traced.method, traced.signature, [new.name for new in insertions])
+
+
+def wrapping_code(method: str, signature: inspect.Signature, ses: Sequence[str]) -> Code:
+    """The code of a method that calls the block's own and gives what that returns to SEs.
+
+    Raises:
+        TraceError: A default of its parameters cannot be written down.
+    """
+    names = ", ".join(_passed(parameter) for parameter in signature.parameters.values())
+    lines = [f"def {method}(self{_parameters(signature)}):", f"    x = _base.{method}(self, {names})"]
+    lines += [f"    x = self.{name}(x)" for name in ses]
     return Code("\n".join([*lines, "    return x"]) + "\n", (), outer=True)
+
+
+def signature_of(cls: type, method: str) -> inspect.Signature:
+    """A method's signature, without `self`."""
+    signature = inspect.signature(getattr(cls, method))
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
 def _passed(parameter: inspect.Parameter) -> str:
@@ -117,11 +133,11 @@ def _body(graph: fx.Graph) -> tuple[list[str], dict[str, Any]]:
     return [line for line in lines[start + 1 :] if line.strip()], dict(code.globals)
 
 
-def _parameters(traced: Trace) -> str:
-    """The method's own parameters, as source."""
+def _parameters(signature: inspect.Signature) -> str:
+    """A method's own parameters, as source."""
     parts = []
     previous = None
-    for parameter in traced.signature.parameters.values():
+    for parameter in signature.parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and previous not in (
             parameter.KEYWORD_ONLY,
             parameter.VAR_POSITIONAL,
@@ -152,6 +168,12 @@ def _guards(traced: Trace) -> list[str]:
             lines.append(_guard(argument.parameter, argument.steps, "{} " + test))
     lines += [_guard(parameter, steps, f"len({{}}) != {length}") for parameter, steps, length in traced.lengths]
     return lines
+
+
+def _own(method: str) -> list[str]:
+    """Refuse to run when the class has another method than the one that the graph was made of."""
+    test = f"if _base.{method} is not _own_{method}: _patched(self, {method!r})"
+    return ["    if not torch.jit.is_scripting():", f"        {test}"]
 
 
 def _watch(reads: dict[str, Any], besides: Sequence[str]) -> list[str]:
