@@ -13,8 +13,8 @@ from .backbones.shufflenet import ChannelShuffle, ShuffleNet, ShuffleUnit
 from .records import Edge, Implant
 from .se.excite import Attention, SqueezeExcite
 from .se.tail import tail
-from .surgery.exchange import Gone
 from .surgery.generated import Code, recomputed, refuse_argument, refuse_change, refuse_patch, revive
+from .surgery.gone import Gone
 
 __all__ = [
     "Attention",

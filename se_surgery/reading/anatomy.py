@@ -7,7 +7,9 @@ channel axis of its values. Blocks of equal class, children and plain attributes
 from __future__ import annotations
 
 import contextlib
+import inspect
 from functools import cached_property
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -142,7 +144,7 @@ class Anatomy:
         key = (training, method, self._shape_of(view), _argument_key(call))
         if key not in self._traces:
             try:
-                _refuse_instance_forward(view)
+                _refuse_instance_forward(view, method)
                 traced = with_bare(trace(view, call, method=method, training=training), view, call, training)
                 modes = (training,) if traced.modal else (True, False)
                 self._traces.update({(mode, *key[1:]): traced for mode in modes})
@@ -160,9 +162,11 @@ class Anatomy:
         return (type(module), tuple(sorted(state.items(), key=lambda item: item[0])), children, tensors)
 
 
-def _refuse_instance_forward(view: nn.Module) -> None:
+def _refuse_instance_forward(view: nn.Module, method: str) -> None:
     if "forward" in view.__dict__:
         raise InstanceForwardError("it has a forward of its own on the instance, which a rewritten class cannot reach")
+    if not isinstance(inspect.getattr_static(type(view), method, None), FunctionType):
+        raise InstanceForwardError(f"its {method} is no function of its class, and may be another one at each call")
     if isinstance(view, fx.GraphModule):
         raise TraceError("it is a torch.fx graph, which is copied without its class: operate first, then graph it")
 

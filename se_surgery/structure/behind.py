@@ -45,7 +45,9 @@ def after_convolution(anatomy: Anatomy, event: Event, unit: Unit | None = None) 
             if not _ends_with(anatomy, parent, child):
                 raise TraceError("its Sequential has no activation behind it that could hold an SE")
         else:
-            block = anatomy.block(parent)
+            # The unit may be another method's of its block.
+            own = unit.block if unit is not None and unit.block.path == parent else None
+            block = own or anatomy.block(parent)
             node = _node_of(block, child, event)
             node = _after_sums(block, node, None) if unit is None else _after_parts(block, node, unit)
             is_done = "act" in block.kinds(node) if unit is None else not is_under(parent, unit.path)

@@ -57,17 +57,24 @@ class Change:
 
 
 def folds(cls: type[nn.Module], children: Collection[str]) -> bool:
-    """Whether a class has methods that make its forward's calls of children others, without another forward for it."""
+    """Whether a class has methods that throw children of its forward away, and its forward goes by what they leave.
+
+    Args:
+        cls: A block's class.
+        children: What its forward calls as the block is now.
+    """
     if any(hasattr(cls, name) for name in FOLDING):
         return True
-    changes = (change for _, change in _changes(cls))
-    return any(change.drops & set(children) and not change.ways and not change.unknown for change in changes)
+    gone = [change for _, change in _changes(cls) if change.drops & set(children)]
+    left = {name for change in gone if not change.ways and not change.unknown for name in change.sets}
+    return bool((left - set(children)) & names_in(cls, "forward"))
 
 
 def thrown_away_by(cls: type[nn.Module], needs: dict[str, Needs]) -> list[str]:
     """The methods of a block that leave it without a way that its SEs are on."""
     changes = dict(_changes(cls))
-    changes |= {name: changes.get(name, Change()) for name in FOLDING if hasattr(cls, name)}
+    own = own_methods(cls)
+    changes |= {name: _change(own[name].__code__) for name in FOLDING if name in own and name not in changes}
     return [name for name, change in changes.items() if name not in needs and _loses(name, change, needs)]
 
 

@@ -25,7 +25,8 @@ from ..errors import PatientError, SurgeryError
 from ..reading.trace import is_plain
 from ..records import CODE, durable, generated_class
 from .deploying import refusal, thrown_away_by
-from .exchange import REMEDY, has_gone, needs_of, refuse_class, refuse_exchange, refuse_method, settle
+from .exchange import has_gone, needs_of, refuse_class, refuse_exchange, refuse_method, settle
+from .gone import REMEDY
 
 # Where a name of the generated source comes from: (name, module, qualified name in it).
 Origin = tuple[str, str, str]
@@ -143,8 +144,10 @@ def _set(self: nn.Module, name: str, value: Any) -> None:
 
 def _delete(self: nn.Module, name: str) -> None:
     generated = _generated(self)
+    # A parameter that goes may come back as a property (parametrizations) or a plain tensor (weight_norm).
+    breaks = name in self._modules
     super(generated, self).__delattr__(name)
-    if name not in generated.__dict__[_OWN]:
+    if breaks:
         settle(self, ways_of(generated), needs_of(getattr(generated, CODE).source), name, False)
 
 
