@@ -13,7 +13,8 @@ from .backbones.shufflenet import ChannelShuffle, ShuffleNet, ShuffleUnit
 from .records import Edge, Implant, children_of
 from .se.excite import Attention, SqueezeExcite
 from .se.tail import tail
-from .surgery.generated import Code, recomputed, refuse_argument, refuse_change, refuse_other, revive
+from .surgery.generated import Code, recomputed, refuse_argument, refuse_change, refuse_other, refuse_patch, revive
+from .surgery.gone import Gone
 
 __all__ = [
     "Attention",
@@ -22,6 +23,7 @@ __all__ = [
     "CifarResNet",
     "Code",
     "Edge",
+    "Gone",
     "Implant",
     "Inception",
     "ShuffleNet",
@@ -32,6 +34,7 @@ __all__ = [
     "refuse_argument",
     "refuse_change",
     "refuse_other",
+    "refuse_patch",
     "revive",
     "tail",
 ]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..reading.look import Look
-from ..reading.trace import is_plain
+from ..reading.reads import is_plain
 from ..records import IMPLANTS, OPERATIONS, REPLACED, Implant
 
 # A buffer of so few values may be numbers to count with.

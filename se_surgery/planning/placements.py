@@ -5,6 +5,8 @@ In: a `Unit`. Out: the `Edge` of its graph that the SE goes on, or a `NoPlace` w
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,11 +15,12 @@ from torch import fx
 from ..errors import TraceError
 from ..reading.anatomy import Anatomy
 from ..reading.block import Block
+from ..reading.trace import structure
 from ..records import Edge
 from ..structure.behind import after_convolution
 from ..structure.joins import placeholders
 from ..structure.unit import WITH_SHORTCUT, Unit
-from ..structure.units import in_training, other_ways
+from ..structure.units import in_other_way, in_training, is_part
 
 
 class NoPlace(Exception):
@@ -33,9 +36,66 @@ def places(anatomy: Anatomy, unit: Unit, placement: str) -> tuple[Edge, ...]:
         NoPlace: The unit has none, or not in both modes.
     """
     edge = place(anatomy, unit, placement)
-    others = other_ways(anatomy, unit) if edge.owner == unit.path else []
-    ways = [(unit, edge), *((other, place(anatomy, other, placement)) for other in others)]
-    return tuple(edge for one, found in ways for edge in _in_both_modes(anatomy, one, placement, found))
+    own = _in_both_modes(anatomy, unit, placement, edge)
+    others = (_in_other_way(anatomy, unit, placement, own, block) for block in anatomy.other_ways(edge.owner))
+    return tuple(itertools.chain(own, *others))
+
+
+def _in_other_way(
+    anatomy: Anatomy, unit: Unit, placement: str, own: tuple[Edge, ...], block: Block
+) -> tuple[Edge, ...]:
+    """The edges for the same SE in another way into its block; none where that way has no such place.
+
+    A way that is left as it is cannot be taken instead of the forward: see `surgery.exchange`.
+    """
+    edge = own[0]
+    found = tuple(same for one in own if (same := _same_edge(anatomy, one, block.trace.method)) is not None)
+    if len(found) == len(own):
+        return found
+    other = in_other_way(unit, block) if edge.owner == unit.path else None
+    if other is not None and unit.join is not None:
+        there = place(anatomy, other, placement)
+        return _in_both_modes(anatomy, other, placement, there) if there.method == block.trace.method else ()
+    with contextlib.suppress(NoPlace):
+        found = _in_both_modes(anatomy, other, placement, place(anatomy, other, placement)) if other else ()
+        if found and found[0].shape == edge.shape:
+            return found
+    returns = is_returned(anatomy.block(edge.owner, edge.method), edge) and not is_part(block)
+    return _on_return(anatomy, edge, block) if returns else ()
+
+
+def _same_edge(anatomy: Anatomy, edge: Edge, method: str) -> Edge | None:
+    """The edge in another method that has the same graph."""
+    anatomy = anatomy.in_training if edge.mode == "training" else anatomy
+    try:
+        home, block = (anatomy.block(edge.owner, name) for name in (edge.method, method))
+    except TraceError:
+        return None
+    if structure(home.trace.graph) != structure(block.trace.graph):
+        return None
+    names = {node.name: other.name for node, other in zip(home.nodes, block.nodes, strict=True)}
+    return replace(
+        edge, method=method, producer=names[edge.producer], consumers=tuple(names[name] for name in edge.consumers)
+    )
+
+
+def _on_return(anatomy: Anatomy, edge: Edge, block: Block) -> tuple[Edge, ...]:
+    """The edge on the one map that another way returns, where that is of the same shape."""
+    output = block.output()
+    producer = output.args[0]
+    if not isinstance(producer, fx.Node) or not block.is_map(producer):
+        return ()
+    if anatomy.differs_in_training(block.path, block.trace.method):
+        return ()
+    found = block.edge(producer, edge.axis, [output])
+    return (found,) if found.shape == edge.shape else ()
+
+
+def is_returned(block: Block, edge: Edge) -> bool:
+    """Whether an edge is the one on which a block returns its map."""
+    output = block.output()
+    returned = output.args[0]
+    return edge.consumers == (output.name,) and isinstance(returned, fx.Node) and returned.name == edge.producer
 
 
 def _in_both_modes(anatomy: Anatomy, unit: Unit, placement: str, edge: Edge) -> tuple[Edge, ...]:

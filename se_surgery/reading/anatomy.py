@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
 from functools import cached_property
-from types import CodeType
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -24,6 +23,7 @@ from .layout import channel_axis
 from .look import Look, look_again
 from .reads import SELF
 from .trace import Trace, shallow_view, structure, trace, with_bare
+from .ways import names_in, stand_ins, takes
 
 # Attributes every module has; they do not tell blocks apart.
 _OWN = frozenset(nn.Module().__dict__) | {"_forward_hooks_with_kwargs", IMPLANTS, REPLACED, OPERATIONS, PUT_IN, HELD}
@@ -44,6 +44,7 @@ class Anatomy:
         self._traces: dict[Any, list[Trace | TraceError]] = {}
         self._blocks: dict[tuple[str, str], Block] = {}
         self._differs: dict[tuple[int, int], bool] = {}
+        self._stand_ins: dict[type[nn.Module], tuple[str, ...]] = {}
 
     def block(self, path: str, method: str = "") -> Block:
         """The block at `path`, by one of its methods; by the one that is its way in when none is named.
@@ -68,8 +69,8 @@ class Anatomy:
         A timm model's forward calls its forward_features; what stands in there is reached from elsewhere, too.
         """
         cls, call, inner = original_class(self.look.modules[""]), self.look.calls[""][0], "forward_features"
-        is_called = hasattr(cls, inner) and inner in _names_in(cls, "forward")
-        return inner if is_called and _takes(cls, inner, call) else "forward"
+        is_called = hasattr(cls, inner) and inner in names_in(cls, "forward")
+        return inner if is_called and takes(cls, inner, call) else "forward"
 
     @cached_property
     def in_training(self) -> Anatomy:
@@ -108,15 +109,36 @@ class Anatomy:
         return self._differs[pair]
 
     def other_ways(self, path: str) -> list[Block]:
-        """The block by its other public `forward_*` methods that take what its forward takes and can be traced."""
-        call, cls = self.look.calls[path][0], original_class(self.look.modules[path])
-        names = [name for name in dir(cls) if name.startswith("forward_") and callable(getattr(cls, name))]
+        """The block by the other methods that can stand in for its forward, as far as they can be traced."""
         blocks = []
-        for name in names if path else []:
-            if _takes(cls, name, call):
-                with contextlib.suppress(TraceError):
-                    blocks.append(self.block(path, name))
+        for name in self.ways(path):
+            with contextlib.suppress(TraceError):
+                blocks.append(self.block(path, name))
         return blocks
+
+    def later_ways(self, path: str) -> list[str]:
+        """The methods that can stand in for a block's forward once the block has what they read and it lacks now.
+
+        They are for the block as it is deployed: what they call is made by fusing.
+        """
+        names = []
+        for name in self.ways(path):
+            try:
+                self.block(path, name)
+            except TraceError as error:
+                if isinstance(error.__cause__, AttributeError):
+                    names.append(name)
+        cls = original_class(self.look.modules[path])
+        return [name for name in names if not names_in(cls, name) & (set(self.ways(path)) - {name})]
+
+    def ways(self, path: str) -> tuple[str, ...]:
+        """The methods that can stand in for a block's forward; the model's own is called as it is."""
+        if not path:
+            return ()
+        cls = original_class(self.look.modules[path])
+        if cls not in self._stand_ins:
+            self._stand_ins[cls] = stand_ins(cls, self.look.calls[path][0])
+        return self._stand_ins[cls]
 
     def traced(self, view: nn.Module, call: Call, method: str, training: bool) -> Trace:
         """The trace of one method in one mode, shared by blocks for which all that it read is the same."""
@@ -128,12 +150,13 @@ class Anatomy:
             for mode in (training,) if modal else (True, False):
                 self._traces.setdefault((mode, *key[1:]), []).append(found)
         if isinstance(found, TraceError):
-            raise found
+            # It is kept, and each time that it is raised would lengthen its traceback.
+            raise found.with_traceback(None)
         return found
 
     def _made(self, view: nn.Module, call: Call, method: str, training: bool) -> Trace | TraceError:
         try:
-            _refuse_instance_forward(view)
+            _refuse_instance_forward(view, method)
             return with_bare(trace(view, call, method=method, training=training), view, call, training)
         except TraceError as error:
             return error
@@ -150,38 +173,11 @@ def _fits(traced: Trace | TraceError, view: nn.Module) -> bool:
     return all(read.holds(view) for read in traced.reads if read.root == SELF)
 
 
-def _takes(cls: type[nn.Module], method: str, call: Call) -> bool:
-    """Whether a method takes what another one was called with."""
-    try:
-        inspect.signature(getattr(cls, method)).bind(None, *call.args, **call.kwargs)
-    except TypeError:
-        return False
-    return True
-
-
-def _names_in(cls: type[nn.Module], method: str) -> set[str]:
-    """The names of the attributes that a method reads, and of those that the methods among these read."""
-    found: set[str] = set()
-    waiting = {method}
-    while waiting:
-        found |= waiting
-        waiting = {name for read in waiting for code in _codes(cls, read) for name in code.co_names} - found
-    return found
-
-
-def _codes(cls: type[nn.Module], method: str) -> Iterator[CodeType]:
-    """The code of a method, and where that goes on with `super()`, the code of the one that it overrides."""
-    for base in (base for base in cls.__mro__ if method in base.__dict__):
-        code = getattr(inspect.unwrap(base.__dict__[method]), "__code__", None)
-        if code is not None:
-            yield code
-            if "super" not in code.co_names:
-                return
-
-
-def _refuse_instance_forward(view: nn.Module) -> None:
+def _refuse_instance_forward(view: nn.Module, method: str) -> None:
     if "forward" in view.__dict__:
         raise InstanceForwardError("it has a forward of its own on the instance, which a rewritten class cannot reach")
+    if not isinstance(inspect.getattr_static(type(view), method, None), FunctionType):
+        raise InstanceForwardError(f"its {method} is no function of its class, and may be another one at each call")
     if isinstance(view, fx.GraphModule):
         raise TraceError("it is a torch.fx graph, which is copied without its class: operate first, then graph it")
 

@@ -45,7 +45,9 @@ def after_convolution(anatomy: Anatomy, event: Event, unit: Unit | None = None) 
             if not _ends_with(anatomy, parent, child):
                 raise TraceError("its Sequential has no activation behind it that could hold an SE")
         else:
-            block = anatomy.block(parent)
+            # The unit may be another method's of its block.
+            own = unit.block if unit is not None and unit.block.path == parent else None
+            block = own or anatomy.block(parent)
             node = _node_of(block, child, event)
             node = _after_sums(block, node, None) if unit is None else _after_parts(block, node, unit)
             is_done = "act" in block.kinds(node) if unit is None else not is_under(parent, unit.path)
@@ -57,6 +59,18 @@ def after_convolution(anatomy: Anatomy, event: Event, unit: Unit | None = None) 
             inside = block, node
         child = parent
     raise TraceError("no activation follows the convolution")
+
+
+def behind_in(block: Block, event: Event) -> fx.Node:
+    """The node behind a convolution with its normalisation and activation in one of its block's graphs.
+
+    Raises:
+        TraceError: The convolution is not in it, or no activation follows.
+    """
+    node = _after_sums(block, _node_of(block, event.path, event), None)
+    if "act" not in block.kinds(node):
+        raise TraceError("no activation follows the convolution")
+    return node
 
 
 def _is_stacked(node: fx.Node) -> bool:

@@ -20,8 +20,9 @@ from ..reading.anatomy import Anatomy
 from ..reading.block import Block
 from ..reading.events import Event
 from ..reading.layout import is_under, parents
+from ..reading.ways import names_in
 from ..records import original_class
-from .behind import after_convolution
+from .behind import after_convolution, behind_in
 from .joins import Join, join_at, joined, placeholders
 from .outside import ON_SEQUENCES, ON_TOKENS, in_heads, outside, works_on_sequences, works_on_tokens
 from .rules import WITHIN, aggregation, chains_of, joins_of
@@ -171,12 +172,30 @@ def _class_of(unit: Unit) -> type[nn.Module]:
     return original_class(unit.block.look.modules[unit.path])
 
 
-def other_ways(anatomy: Anatomy, unit: Unit) -> list[Unit]:
-    """The same unit as other methods of its block have it (aligned Xception's `forward_with_tap`)."""
-    if unit.kind in ("dense", "plain"):
-        return []
-    others = (_counterpart(unit, block) for block in anatomy.other_ways(unit.path))
-    return [other for other in others if other is not None]
+def in_other_way(unit: Unit, block: Block) -> Unit | None:
+    """The same unit as another method of its block has it (aligned Xception's `forward_with_tap`), or None.
+
+    A method that the forward calls is a part of it: it has the unit only where it has its join.
+    """
+    if unit.convolution is not None:
+        return _plain_in(unit, unit.convolution, block)
+    if unit.join is not None:
+        return _counterpart(unit, block, alike=True)
+    return None if is_part(block) else _whole(block)
+
+
+def is_part(block: Block) -> bool:
+    """Whether a block's forward calls the method that this is the block by."""
+    return block.trace.method in names_in(original_class(block.look.modules[block.path]), "forward")
+
+
+def _plain_in(unit: Unit, convolution: Event, block: Block) -> Unit | None:
+    """A convolution with its activation in another graph of its block."""
+    try:
+        node = behind_in(block, convolution)
+    except TraceError:
+        return None
+    return replace(unit, block=block, transformed=node)
 
 
 def in_training(anatomy: Anatomy, unit: Unit) -> Unit | None:
@@ -189,32 +208,38 @@ def in_training(anatomy: Anatomy, unit: Unit) -> Unit | None:
     return _counterpart(unit, training.block(unit.path, unit.block.trace.method))
 
 
-def _counterpart(unit: Unit, block: Block) -> Unit | None:
-    """A unit in another graph of its block: the one of its kind with the same number there."""
+def _counterpart(unit: Unit, block: Block, alike: bool = False) -> Unit | None:
+    """A unit in another graph of its block: the one of its kind with the same number there.
+
+    With `alike` a graph that has none of its kind has no counterpart.
+    """
     if unit.join is None:
         return _straight(block)
     if unit.join.op == "call_module":
         node = next((node for node in block.nodes if node.target == unit.join.target), None)
         return aggregation(block, node) if node is not None else None
-    mine, others = (
-        [found for found in joins_of(graph)[0] if found.kind == unit.kind] or [_straight(graph)]
-        for graph in (unit.block, block)
-    )
-    index = [found.join for found in mine].index(unit.join)
+    mine, others = ([found for found in joins_of(graph)[0] if found.kind == unit.kind] for graph in (unit.block, block))
+    if not alike:
+        mine, others = mine or [_straight(unit.block)], others or [_straight(block)]
+    index = [found.join for found in (mine or [_straight(unit.block)])].index(unit.join)
     return others[index] if index < len(others) else None
 
 
 def _straight(block: Block) -> Unit:
     """A block without a shortcut as a unit: all it does is the branch."""
-    path = block.path
     join = _last_concat(block)
     if join is not None:
         # ShuffleNet's strided unit: both sides are transformed; the longer one is the branch.
         branch, other = sorted(join.operands, key=lambda operand: operand.convolutions, reverse=True)
         return joined("concat_residual", join, branch, other)
+    return _whole(block)
+
+
+def _whole(block: Block) -> Unit:
+    """All that a block does as a branch."""
     output = block.output()
     inside = block.ancestors[output] & ~placeholders(block) & ~(1 << block.index[output])
-    return Unit(path, "straight", block, block.call.end, None, inside)
+    return Unit(block.path, "straight", block, block.call.end, None, inside)
 
 
 def _last_concat(block: Block) -> Join | None:

@@ -18,7 +18,7 @@ from torch.fx.graph import CodeGen, _format_target
 from ..errors import TraceError
 from ..reading.trace import Argument, Trace
 from ..se.tail import tail
-from .generated import Code, Origin, recomputed, refuse_argument, resolve
+from .generated import Code, Origin, recomputed, refuse_argument, refuse_patch, resolve
 from .guards import ByWay, guards, watched
 from .insertion import JOINED, Insertion, insert
 
@@ -46,12 +46,13 @@ def method_code(forms: Sequence[tuple[Trace, Sequence[Insertion]]], besides: Col
     guarded = guards([read for read in reads if read.name not in flags])
     names |= guarded.names
     lines = [line for name, targets in helpers.items() for line in _helper(name, targets)]
-    lines += [*_head(evaluating, flags), *_guards(evaluating), *guarded.lines]
+    lines += [*_head(evaluating, flags), *_guards(evaluating), *_own(evaluating.method), *guarded.lines[1:]]
     if bodies[0] == bodies[-1]:
         lines += bodies[0]
     else:
         lines += ["    if self.training:", *("    " + line if line else line for line in bodies[1]), *bodies[0]]
     names |= {"_refuse": refuse_argument, "_recomputed": recomputed, "_tail": tail, "torch": torch}
+    names["_patched"] = refuse_patch
     source = "\n".join(lines) + "\n"
     compiled = compile(source, "<check>", "exec").co_consts
     used = {name for code in compiled if isinstance(code, CodeType) for name in code.co_names}
@@ -60,7 +61,7 @@ def method_code(forms: Sequence[tuple[Trace, Sequence[Insertion]]], besides: Col
 
 def _head(traced: Trace, flags: Sequence[str]) -> list[str]:
     """The head of a method; where a flag asks for it, the whole method is computed again in the backward pass."""
-    head = f"(self{_parameters(traced)}):"
+    head = f"(self{_parameters(traced.signature)}):"
     if not flags:
         return [f"def {traced.method}{head}"]
     inner, names = f"_traced_{traced.method}", ", ".join(map(_passed, traced.signature.parameters.values()))
@@ -83,10 +84,25 @@ def outer_code(traced: Trace, insertions: Sequence[Insertion]) -> Code | None:
     returned = output.args[0]
     if any(new.consumers != (output.name,) or new.producer != getattr(returned, "name", None) for new in insertions):
         return None
-    names = ", ".join(_passed(parameter) for parameter in traced.signature.parameters.values())
-    lines = [f"def {traced.method}(self{_parameters(traced)}):", f"    x = _base.{traced.method}(self, {names})"]
-    lines += [f"    x = self.{new.name}(x)" for new in insertions]
+    return wrapping_code(traced.method, traced.signature, [new.name for new in insertions])
+
+
+def wrapping_code(method: str, signature: inspect.Signature, ses: Sequence[str]) -> Code:
+    """The code of a method that calls the block's own and gives what that returns to SEs.
+
+    Raises:
+        TraceError: A default of its parameters cannot be written down.
+    """
+    names = ", ".join(_passed(parameter) for parameter in signature.parameters.values())
+    lines = [f"def {method}(self{_parameters(signature)}):", f"    x = _base.{method}(self, {names})"]
+    lines += [f"    x = self.{name}(x)" for name in ses]
     return Code("\n".join([*lines, "    return x"]) + "\n", (), outer=True)
+
+
+def signature_of(cls: type, method: str) -> inspect.Signature:
+    """A method's signature, without `self`."""
+    signature = inspect.signature(getattr(cls, method))
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
 def _passed(parameter: inspect.Parameter) -> str:
@@ -119,11 +135,11 @@ def _body(graph: fx.Graph) -> tuple[list[str], dict[str, Any]]:
     return [line for line in lines[start + 1 :] if line.strip()], dict(code.globals)
 
 
-def _parameters(traced: Trace) -> str:
-    """The method's own parameters, as source."""
+def _parameters(signature: inspect.Signature) -> str:
+    """A method's own parameters, as source."""
     parts = []
     previous = None
-    for parameter in traced.signature.parameters.values():
+    for parameter in signature.parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and previous not in (
             parameter.KEYWORD_ONLY,
             parameter.VAR_POSITIONAL,
@@ -155,6 +171,15 @@ def _guards(traced: Trace) -> list[str]:
             lines.append(_guard(argument.parameter, argument.steps, "{} " + test))
     lines += [_guard(parameter, steps, f"len({{}}) != {length}") for parameter, steps, length in traced.lengths]
     return lines
+
+
+def _own(method: str) -> list[str]:
+    """Refuse to run when the class has another method than the one that the graph was made of.
+
+    TorchScript takes attributes as they are when it compiles, and could compile neither this nor what follows it.
+    """
+    test = f"if _base.{method} is not _own_{method}: _patched(self, {method!r})"
+    return ["    if not torch.jit.is_scripting():", f"        {test}"]
 
 
 def _guard(parameter: str, steps: tuple[Any, ...], test: str) -> str:

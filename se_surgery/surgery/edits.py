@@ -6,13 +6,17 @@ through a `Journal` before it is changed, so that an error half-way leaves nothi
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import fx, nn
 
-from ..errors import PatientError
+from ..errors import PatientError, TraceError
+from ..planning.placements import is_returned
 from ..reading.anatomy import Anatomy
 from ..reading.trace import Trace, shallow_view
+from ..reading.ways import names_in
 from ..records import (
     HELD,
     IMPLANTS,
@@ -26,8 +30,9 @@ from ..records import (
     original_state,
 )
 from ..se.tail import ends_in_norm, is_pointwise
-from .codegen import RECOMPUTING, join, method_code, outer_code
-from .generated import FOLDING, Code, subclass
+from .codegen import RECOMPUTING, join, method_code, outer_code, signature_of, wrapping_code
+from .deploying import folds
+from .generated import Code, give_class, subclass
 from .guards import objects, watched
 from .insertion import Insertion
 from .journal import Journal
@@ -94,17 +99,19 @@ def rewrite(journal: Journal, anatomy: Anatomy, path: str) -> None:
         )
     calls = [(implant.name, edge) for implant in implants(block) for edge in implant.edges]
     block.__dict__.pop(HELD, None)
-    block.__class__ = subclass(base, _code(anatomy, block, path, calls)) if calls else base
+    give_class(block, subclass(base, _code(anatomy, block, path, calls)) if calls else base)
 
 
 def _code(anatomy: Anatomy, block: nn.Module, path: str, calls: list[tuple[str, Edge]]) -> Code:
     """The code of a block's methods; what their guards compare objects with is kept in the block."""
-    view = shallow_view(original_class(block), original_state(block))
+    cls = original_class(block)
+    view = shallow_view(cls, original_state(block))
     observed = anatomy.look.calls[path][0]
     names = tuple(implant.name for implant in implants(block))
+    methods = dict.fromkeys(edge.method for _, edge in calls)
     codes: list[Code] = []
     kept: dict[str, Any] = {}
-    for method in dict.fromkeys(edge.method for _, edge in calls):
+    for method in methods:
         forms = []
         for mode in ("evaluation", "training"):
             traced = anatomy.traced(view, observed, method, mode == "training")
@@ -112,16 +119,39 @@ def _code(anatomy: Anatomy, block: nn.Module, path: str, calls: list[tuple[str, 
             forms.append((traced, tuple(_insertion(view, block, traced, name, edge) for name, edge in here)))
         key = (*((id(traced), insertions) for traced, insertions in forms), names)
         if key not in anatomy.codes:
-            # Flags to recompute, and branches that are folded into one, are what a trace would freeze.
-            changes = any(name in view.__dict__ for name in RECOMPUTING) or any(hasattr(view, name) for name in FOLDING)
-            outer = outer_code(*forms[0]) if changes else None
+            may_be_outer = _changes(view, forms[0][0]) and not _calls_another(cls, method, methods)
+            outer = outer_code(*forms[0]) if may_be_outer else None
             anatomy.codes[key] = outer or method_code(forms[:1] if key[0] == key[1] else forms, names)
         codes.append(anatomy.codes[key])
         if not codes[-1].outer:
             kept |= objects(watched([traced for traced, _ in forms], names), view)
     if kept:
         block.__dict__[HELD] = kept
-    return join(codes)
+    return join([*codes, *_later_codes(anatomy, cls, path, calls)])
+
+
+def _changes(view: nn.Module, traced: Trace) -> bool:
+    """Whether a trace would freeze what changes: flags to recompute, and branches that are folded into one."""
+    children = {str(node.target).split(".")[0] for node in traced.graph.nodes if node.op in ("call_module", "get_attr")}
+    return any(name in view.__dict__ for name in RECOMPUTING) or folds(type(view), children)
+
+
+def _calls_another(cls: type[nn.Module], method: str, methods: Collection[str]) -> bool:
+    """Whether a method calls another that is rewritten: what that returns is gated already."""
+    return bool(names_in(cls, method) & (set(methods) - {method}))
+
+
+def _later_codes(anatomy: Anatomy, cls: type[nn.Module], path: str, calls: list[tuple[str, Edge]]) -> Iterator[Code]:
+    """The code of methods that can stand in for the forward once the block is deployed, where SEs gate all it returns.
+
+    They cannot be traced yet: they call what is made then. So what they return is gated.
+    """
+    own = [(name, edge) for name, edge in calls if edge.method == "forward" and edge.mode != "training"]
+    if not own or not all(is_returned(anatomy.block(path), edge) for _, edge in own):
+        return
+    for method in anatomy.later_ways(path):
+        with contextlib.suppress(TraceError):
+            yield wrapping_code(method, signature_of(cls, method), [name for name, _ in own])
 
 
 def _insertion(view: nn.Module, block: nn.Module, traced: Trace, name: str, edge: Edge) -> Insertion:

@@ -10,17 +10,23 @@ import hashlib
 import importlib
 import linecache
 import operator
+import weakref
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import SurgeryError
+from ..errors import PatientError, SurgeryError
 from ..reading.reads import is_plain
-from ..records import CODE, durable
+from ..records import CODE, durable, generated_class
+from .deploying import refusal, thrown_away_by
+from .exchange import has_gone, needs_of, refuse_class, refuse_exchange, refuse_method, settle
+from .gone import REMEDY
 
 # Where a name of the generated source comes from: (name, module, qualified name in it).
 Origin = tuple[str, str, str]
@@ -42,7 +48,11 @@ class Code:
     outer: bool = False
 
 
-_classes: dict[tuple[type, Code], type[nn.Module]] = {}
+# By base; the classes themselves are held by their blocks alone, so that a user's class goes with its last model.
+_classes: weakref.WeakKeyDictionary[type, weakref.WeakValueDictionary[Code, type[nn.Module]]]
+_classes = weakref.WeakKeyDictionary()
+# How many classes are made of the source that linecache has under a name.
+_sources: Counter[str] = Counter()
 
 
 def resolve(module: str, inner: str) -> Any:
@@ -53,48 +63,130 @@ def resolve(module: str, inner: str) -> Any:
 
 def subclass(base: type[nn.Module], code: Code) -> type[nn.Module]:
     """The subclass of `base` with the generated methods; the same object for the same base and code."""
-    key = (base, code)
-    if key not in _classes:
-        digest = hashlib.sha256(code.source.encode()).hexdigest()[:12]
-        file = f"<se_surgery {base.__qualname__} {digest}>"
-        # Tracebacks, inspect.getsource and torch.jit read the source from here.
-        linecache.cache[file] = (len(code.source), None, code.source.splitlines(True), file)
-        names: dict[str, Any] = {name: resolve(module, inner) for name, module, inner in code.origins}
-        names["_base"] = base
-        methods: dict[str, Any] = {}
-        exec(compile(code.source, file, "exec"), names, methods)
-        for function in methods.values():
-            function.__qualname__ = f"{base.__qualname__}.{function.__name__}"
-            function.__module__ = base.__module__
-        if not code.outer:
-            methods |= {name: _refuse_folding(name) for name in FOLDING if hasattr(base, name)}
-        shared = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-        methods = {**shared, **methods, CODE: code, "__reduce_ex__": _reduce}
-        _classes[key] = type(base.__name__, (base,), methods)
-    return _classes[key]
+    made = _classes.setdefault(base, weakref.WeakValueDictionary())
+    cls = made.get(code)
+    if cls is None or not _is_current(base, cls):
+        cls = made[code] = _made(base, code)
+    return cls
 
 
-# What timm.utils.reparameterize_model calls on blocks: each changes the children that the generated forward calls.
-FOLDING = ("reparameterize", "fuse", "switch_to_deploy")
+def _is_current(base: type[nn.Module], cls: type[nn.Module]) -> bool:
+    """Whether a class was made for the methods that its base has now."""
+    return all(getattr(base, name) is own for name, own in cls.__dict__[_OWN].items())
 
 
-def _refuse_folding(name: str) -> Callable[..., None]:
-    def refuse(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-        raise SurgeryError(
-            f"{name}() would fold away what the forward of this operated {type(self).__name__} calls. "
-            f"Re-parameterise the base first and then operate, or strip the SEs, {name}, and operate again."
-        )
+# Under this name a generated class has the methods of its base that it has others for.
+_OWN = "_se_own"
 
-    return refuse
+
+def _made(base: type[nn.Module], code: Code) -> type[nn.Module]:
+    digest = hashlib.sha256(code.source.encode()).hexdigest()[:12]
+    file = f"<se_surgery {base.__qualname__} {digest}>"
+    # Tracebacks, inspect.getsource and torch.jit read the source from here.
+    linecache.cache[file] = (len(code.source), None, code.source.splitlines(True), file)
+    names: dict[str, Any] = {name: resolve(module, inner) for name, module, inner in code.origins}
+    names["_base"] = base
+    methods: dict[str, Any] = {}
+    exec(compile(code.source, file, "exec"), names, methods)
+    for function in methods.values():
+        function.__qualname__ = f"{base.__qualname__}.{function.__name__}"
+        function.__module__ = base.__module__
+    own = {name: getattr(base, name) for name in methods if hasattr(base, name)}
+    names |= {f"_own_{name}": method for name, method in own.items()}
+    needs = needs_of(code.source)
+    refused = {name: refusal(name, base) for name in thrown_away_by(base, {name: needs[name] for name in own})}
+    shared = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    contents = {**shared, **refused, **methods, CODE: code, _OWN: own}
+    cls: type[nn.Module] = _meta(type(base))(base.__name__, (base,), {**contents, **_OPERATED})
+    _sources[file] += 1
+    weakref.finalize(cls, _forget, file).atexit = False
+    return cls
+
+
+class _Kept(type):
+    """The class of generated classes: it refuses other methods in the place of the generated ones."""
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        generated: Any = next((one for one in cls.__mro__ if CODE in one.__dict__), None)
+        if generated is not None and name in generated.__dict__[_OWN]:
+            refuse_method(generated, ways_of(generated), name, value)
+        super().__setattr__(name, value)
+
+
+def _meta(kind: type) -> Any:
+    return _Kept if kind is type else type("_Kept", (_Kept, kind), {})
+
+
+def _forget(file: str) -> None:
+    """Let go of a source when the last class that was made of it is gone."""
+    _sources[file] -= 1
+    if not _sources[file]:
+        del _sources[file]
+        linecache.cache.pop(file, None)
+
+
+def ways_of(cls: type[nn.Module]) -> dict[str, FunctionType]:
+    """The methods of a generated class that stand for those of its base."""
+    return {name: cls.__dict__[name] for name in cls.__dict__[_OWN]}
+
+
+def _set(self: nn.Module, name: str, value: Any) -> None:
+    generated = _generated(self)
+    if name == "__class__":
+        refuse_class(self, generated, ways_of(generated), value)
+    elif name in generated.__dict__[_OWN]:
+        refuse_exchange(self, ways_of(generated), name, value)
+    breaks = self._modules.get(name) is not None and not callable(value)
+    super(generated, self).__setattr__(name, value)
+    if breaks or has_gone(self, generated.__dict__[_OWN]):
+        settle(self, ways_of(generated), needs_of(getattr(generated, CODE).source), name, not breaks)
+
+
+def _delete(self: nn.Module, name: str) -> None:
+    generated = _generated(self)
+    # A parameter that goes may come back as a property (parametrizations) or a plain tensor (weight_norm).
+    breaks = name in self._modules
+    super(generated, self).__delattr__(name)
+    if breaks:
+        settle(self, ways_of(generated), needs_of(getattr(generated, CODE).source), name, False)
+
+
+def _generated(block: nn.Module) -> Any:
+    return next(cls for cls in type(block).__mro__ if CODE in cls.__dict__)
+
+
+def give_class(block: nn.Module, cls: type[nn.Module]) -> None:
+    """Give a block another class, and the methods of its own that stand on the instance those of that class.
+
+    Raises:
+        PatientError: A wrapper of such a method stands there, which would go on calling the one from before.
+    """
+    former = generated_class(block)
+    ways = ways_of(former) if former is not None else {}
+    moved = {}
+    for name in ways.keys() & block.__dict__.keys():
+        standing = block.__dict__[name]
+        if not isinstance(standing, MethodType) or standing.__func__ not in ways.values():
+            raise PatientError(
+                f"This {type(block).__name__} has {name!r} on the instance, which wraps what surgery wrote. "
+                f"Take that wrapper off first."
+            )
+        moved[name] = getattr(cls, standing.__func__.__name__).__get__(block)
+    block.__dict__.update(moved)
+    object.__setattr__(block, "__class__", cls)
 
 
 def _reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
     """Pickle (and copy) a block as its base class and code: the subclass cannot be found by its name."""
-    generated = next(cls for cls in type(self).__mro__ if CODE in cls.__dict__)
+    generated = _generated(self)
     reduced: Any = super(generated, self).__reduce_ex__(protocol)  # type: ignore[arg-type]
     if generated is not type(self):
         return reduced  # type: ignore[no-any-return]
     return (revive, (generated.__mro__[1], getattr(generated, CODE)), *reduced[2:])
+
+
+# What every generated class has besides its code: it sees what is changed in a block, and how that is pickled.
+_OPERATED = {"__setattr__": _set, "__delattr__": _delete, "__reduce_ex__": _reduce}
 
 
 @durable
@@ -130,6 +222,19 @@ def recomputed(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     # The caller may go on appending to a list that it gave.
     args, kwargs = pytree.tree_map(lambda leaf: leaf, (args, kwargs))
     return checkpoint(method, *args, use_reentrant=False, **kwargs)
+
+
+@durable
+def refuse_patch(block: nn.Module, method: str) -> None:
+    """Called by generated methods whose base's own was exchanged on the class after surgery.
+
+    Raises:
+        SurgeryError: Always.
+    """
+    raise SurgeryError(
+        f"{method!r} of the class {type(block).__name__} was exchanged after a block of it was operated on, and the "
+        f"block's own was written from the former. {REMEDY}"
+    )
 
 
 @durable
