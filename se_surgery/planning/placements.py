@@ -55,7 +55,8 @@ def _in_other_way(
     other = in_other_way(unit, block) if edge.owner == unit.path else None
     if other is not None and unit.join is not None:
         there = place(anatomy, other, placement)
-        return _in_both_modes(anatomy, other, placement, there) if there.method == block.trace.method else ()
+        is_same = there.method == block.trace.method and there.shape == edge.shape
+        return _in_both_modes(anatomy, other, placement, there) if is_same else ()
     with contextlib.suppress(NoPlace):
         found = _in_both_modes(anatomy, other, placement, place(anatomy, other, placement)) if other else ()
         if found and found[0].shape == edge.shape:

@@ -156,9 +156,20 @@ def copy_slots(copier: Copier, value: Any, copy: Any) -> None:
             object.__setattr__(copy, slot, copier(getattr(value, slot)))
 
 
-@functools.cache
+# By class, each of which goes when its user lets go of it.
+_known_slots: weakref.WeakKeyDictionary[type, tuple[str, ...]] = weakref.WeakKeyDictionary()
+
+
 def _slots(kind: type[Any]) -> tuple[str, ...]:
-    """The attributes that objects of a class have in slots, under the names that a class makes of private ones."""
+    """The attributes that objects of a class have in slots."""
+    known = _known_slots.get(kind)
+    if known is None:
+        known = _known_slots[kind] = _slots_in(kind)
+    return known
+
+
+def _slots_in(kind: type[Any]) -> tuple[str, ...]:
+    """The slots of a class, under the names that a class makes of private ones."""
     found = []
     for cls in kind.__mro__:
         slots = cls.__dict__.get("__slots__", ())

@@ -96,6 +96,8 @@ class Copier:
         self.hooks = hooks
         # Each original is kept with its copy: another thread may let go of it, and its id would be another's.
         self.memo: dict[int, tuple[Any, Any]] = {}
+        # Those of a user's classes go with the copier, so that the classes can go, too.
+        self.rules = dict(_RULES)
 
     def __call__(self, value: Any) -> Any:
         """The copy of a value, or the value itself where it may be shared."""
@@ -105,9 +107,9 @@ class Copier:
         known = self.memo.get(id(value))
         if known is not None:
             return known[1]
-        rule = _RULES.get(kind)
+        rule = self.rules.get(kind)
         if rule is None:
-            rule = _RULES[kind] = _rule_for(kind)
+            rule = self.rules[kind] = _rule_for(kind)
         return rule(self, value)
 
     def keep(self, value: Any, copy: Any) -> Any:
@@ -237,7 +239,7 @@ def _ordered(copier: Copier, value: collections.OrderedDict[Any, Any]) -> Any:
     return copy
 
 
-# The rules by type; those of further types are found when first met.
+# The rules by type; a copier finds those of further types when it first meets them.
 _RULES: dict[type, Rule] = {
     nn.Parameter: _parameter,
     Tensor: _tensor,
