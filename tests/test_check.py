@@ -213,6 +213,13 @@ class Defaulted(Body):
         return x + self.branch(x)
 
 
+class Unnamed(Body):
+    """Calls itself otherwise than `self`."""
+
+    def forward(block, x):  # noqa: N805
+        return x + block.branch(x)
+
+
 class Scaling(nn.Module):
     """Takes a keyword."""
 
@@ -272,6 +279,7 @@ SOUND = {
     "keywords": (lambda: Net(Passing()), ()),
     "defaults": (lambda: Net(Defaulted()), ()),
     "draws in training": (lambda: Net(Dropping()), ()),
+    "a block that is not called self": (lambda: Net(Unnamed()), ()),
 }
 
 

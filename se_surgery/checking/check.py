@@ -201,11 +201,8 @@ class _Comparison:
 
     def _refuse_other_parameters(self) -> None:
         """The parameters and their defaults are those of before, those that this call does not give, too."""
-        own, written = (
-            [(p.name, p.kind, p.default) for p in inspect.signature(getattr(cls, self.method)).parameters.values()]
-            for cls in (original_class(self.block), type(self.block))
-        )
-        if own != written:
+        own = _parameters(original_class(self.block), self.method)
+        if own != _parameters(type(self.block), self.method):
             raise Unlike("it takes other parameters, or has other defaults")
 
     def _place(self, block: Block, name: str) -> str:
@@ -215,6 +212,12 @@ class _Comparison:
             path = f"{self.path}.{node.target}" if self.path else str(node.target)
             return self.anatomy.look.aliases.get(path, path)
         return {"placeholder": ARGUMENT, "output": OUTPUT}.get(node.op, OPERATION)
+
+
+def _parameters(cls: type, method: str) -> list[tuple[Any, ...]]:
+    """Name, kind and default of a method's parameters but for the first, which may be called other than `self`."""
+    _, *parameters = inspect.signature(getattr(cls, method)).parameters.values()
+    return [(parameter.name, parameter.kind, parameter.default) for parameter in parameters]
 
 
 def _end_alike(before: _Played, after: _Played) -> None:
