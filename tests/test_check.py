@@ -216,7 +216,7 @@ class Defaulted(Body):
 class Unnamed(Body):
     """Calls itself otherwise than `self`."""
 
-    def forward(block, x):  # noqa: N805
+    def forward(block, x):
         return x + block.branch(x)
 
 
