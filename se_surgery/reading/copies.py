@@ -60,6 +60,9 @@ _NEVER = frozenset(
         "_load_state_dict_post_hooks",
     }
 )
+# Where a module keeps what is registered with it.
+_GROUPS = frozenset({"_parameters", "_buffers", "_modules"})
+_WRITTEN = frozenset({dict, list, set, collections.OrderedDict})
 # What `torch.compile` and this library's looking keep on a module stands for the original's forward.
 _LEFT_OUT = frozenset({"_compiled_call_impl"})
 
@@ -93,7 +96,7 @@ class Copier:
 
     def __init__(self, device: str | None = "meta", hooks: bool = False) -> None:
         self.device = device
-        self.hooks = hooks
+        self.blank = _NEVER if hooks else _NEVER | _HOOKS
         # Each original is kept with its copy: another thread may let go of it, and its id would be another's.
         self.memo: dict[int, tuple[Any, Any]] = {}
         # Those of a user's classes go with the copier, so that the classes can go, too.
@@ -125,22 +128,28 @@ class Copier:
     @contextlib.contextmanager
     def undoing(self) -> Iterator[None]:
         """Undo what is written to attributes and containers of the copies inside; what is in tensors stays."""
-        kept = [(space, type(space)(space)) for space in self._spaces()]
+        kept = [(space, space.copy() if space else ()) for space in self._spaces()]
         try:
             yield
         finally:
             for space, contents in kept:
-                space.clear()
-                (space.extend if isinstance(space, list) else space.update)(contents)
+                if space or contents:
+                    space.clear()
+                    (space.extend if isinstance(space, list) else space.update)(contents)
 
     def _spaces(self) -> Iterator[Any]:
         """The dicts, lists and sets of the copies, those of their attributes among them."""
         for original, copy in self.memo.values():
-            if copy is original:
+            kind = type(copy)
+            if kind is nn.Parameter or kind is Tensor or copy is original:
                 continue
-            if type(copy) in (dict, list, set, collections.OrderedDict):
+            if kind in _WRITTEN:
                 yield copy
-            elif isinstance(copy, nn.Module) or type(copy) is types.SimpleNamespace or is_open(type(copy)):
+            elif isinstance(copy, nn.Module):
+                state = copy.__dict__
+                yield state
+                yield from (state[group] for group in _GROUPS if state.get(group))
+            elif kind is types.SimpleNamespace or (hasattr(copy, "__dict__") and is_open(kind)):
                 yield copy.__dict__
 
 
@@ -158,15 +167,26 @@ def _same(copier: Copier, value: Any) -> Any:
 
 def _module(copier: Copier, module: nn.Module) -> nn.Module:
     copy = copier.keep(module, object.__new__(type(module)))
-    state = copy.__dict__
+    state, blank = copy.__dict__, copier.blank
     # Methods of `dict` alone are not interrupted by other threads.
-    for name, value in dict(module.__dict__).items():
-        if name in _NEVER or (name in _HOOKS and not copier.hooks):
+    for name, value in module.__dict__.copy().items():
+        if type(value) in SHARED:
+            state[name] = value
+        elif name in blank:
             state[name] = collections.OrderedDict()
+        elif name in _GROUPS:
+            state[name] = _group(copier, value)
         elif name not in _LEFT_OUT:
-            state[name] = value if type(value) in SHARED else copier(value)
+            state[name] = copier(value)
     copy_slots(copier, module, copy)
     return copy  # type: ignore[no-any-return]
+
+
+def _group(copier: Copier, group: dict[str, Any]) -> dict[str, Any]:
+    """What is registered with a module; no other module has the same dict."""
+    if not group:
+        return type(group)()
+    return type(group)((name, None if item is None else copier(item)) for name, item in group.copy().items())
 
 
 def _tensor(copier: Copier, tensor: Tensor) -> Tensor:
