@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import sys
 import threading
@@ -11,14 +12,15 @@ from typing import Any
 import pytest
 import timm
 import torch
-from patients import assert_same, build, images, run
+from patients import assert_same, build, images, randomise, run
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from se_surgery import PatientError, SurgeryError, add_se, find_se, plan_se, strip_se, verify
+from se_surgery import PatientError, ProbeError, SurgeryError, add_se, find_se, plan_se, strip_se, verify
 from se_surgery.reading.anatomy import Anatomy
 from se_surgery.reading.events import is_like_first
 from se_surgery.reading.look import look
+from se_surgery.se.excite import SqueezeExcite
 
 # Blocks a stage, counted by hand from the papers' tables; the first of RegNetX-400MF's four stages has one block.
 STAGES = {
@@ -299,3 +301,133 @@ def test_a_convolution_with_one_filter_a_channel(case):
 def test_a_transposed_convolution_to_one_map_makes_no_separable_unit():
     layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 1, 2, 2), nn.Conv2d(1, 8, 1), nn.ReLU()]
     assert [site.path for site in plan_se(nn.Sequential(*layers), example_input=(3, 16, 16)).sites] == ["1.se", "4.se"]
+
+
+class Fails(SqueezeExcite):
+    """An SE with a fault of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("a fault of the SE")
+
+
+class FailsInside(SqueezeExcite):
+    """An SE whose layer has a fault."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.fc1(x[:, :1])
+
+
+@pytest.mark.parametrize(("fault", "words"), [(Fails, "a fault of the SE"), (FailsInside, "channel")])
+def test_what_fails_in_an_se_is_not_the_inputs_fault(fault, words):
+    model = add_se(build("resnet18", channels=(8, 16, 32, 64)), example_input=(3, 64, 64))
+    model.layer3[0].se.__class__ = fault
+    with pytest.raises(RuntimeError, match=words):
+        find_se(model)
+
+
+@pytest.mark.parametrize("error", [MemoryError, RecursionError, KeyboardInterrupt, SurgeryError])
+def test_what_no_other_input_would_help_against_comes_through(error):
+    class Raises(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise error("of the kind")
+
+    with pytest.raises(error, match="of the kind"):
+        find_se(nn.Sequential(nn.Conv2d(3, 8, 3), Raises()))
+
+
+class Kept:
+    """A small object that keeps what a hook is given."""
+
+    def __init__(self) -> None:
+        self.maps: dict[str, Any] = {}
+
+    def note(self, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.maps[name] = output
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.maps["skip"] = output
+
+
+class Unet(nn.Module):
+    """A network that takes its skip connection from what a hook has left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = build("resnet18", channels=(8, 16, 32, 64), num_classes=0, global_pool="")
+        self.up = nn.Conv2d(64 + 8, 4, 1)
+        self.kept = Kept()
+
+    def forward(self, x: Tensor) -> Tensor:
+        deep, skip = self.body(x), self.kept.maps.pop("skip")
+        return self.up(torch.cat([F.interpolate(deep, size=skip.shape[2:]), skip], 1))
+
+
+LEFT: dict[str, Any] = {}
+
+
+def leaves_in_a_global(module: nn.Module, args: Any, output: Tensor) -> None:
+    LEFT["skip"] = output
+
+
+def before(model: Unet) -> None:
+    model.body.layer2.register_forward_pre_hook(lambda module, args: model.kept.maps.update(skip=args[0]))
+
+
+def with_kwargs(model: Unet) -> None:
+    def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        model.kept.maps["skip"] = output
+
+    model.body.layer1.register_forward_hook(hook, with_kwargs=True)
+
+
+def of_a_child(model: Unet) -> None:
+    """The hook gives another output, which the forward of the child does not make."""
+    model.body.layer1[1].register_forward_hook(lambda module, args, output: output * 0.5)
+    model.body.layer1.register_forward_hook(model.kept)
+
+
+HOOKS = {
+    "closure": lambda m: m.body.layer1.register_forward_hook(lambda *given: m.kept.maps.update(skip=given[-1])),
+    "bound method": lambda m: m.body.layer1.register_forward_hook(functools.partial(m.kept.note, "skip")),
+    "object": lambda m: m.body.layer1.register_forward_hook(m.kept),
+    "default": lambda m: m.body.layer1.register_forward_hook(
+        lambda module, args, output, maps=m.kept.maps: maps.update(skip=output)
+    ),
+    "before": before,
+    "with keywords": with_kwargs,
+    "of a child": of_a_child,
+}
+
+
+@pytest.mark.parametrize("has_run", [False, True], ids=["fresh", "has run"])
+@pytest.mark.parametrize("hook", HOOKS.values(), ids=HOOKS)
+def test_a_forward_that_needs_its_hooks_is_looked_at_with_them(hook, has_run):
+    model = Unet()
+    hook(model)
+    randomise(model).eval()
+    x = images()
+    expected = run(model, x)
+    model.kept.maps.clear()
+    if has_run:
+        model.kept.maps["old"] = x
+    held = dict(model.kept.maps)
+    add_se(model, example_input=(3, 64, 64))
+    assert model.kept.maps == held
+    assert [site.path for site in find_se(model, (3, 64, 64))] == [
+        f"body.layer{stage}.{block}.se" for stage in (1, 2, 3, 4) for block in (0, 1)
+    ]
+    assert_same(run(model, x), expected)
+
+
+def test_a_hook_that_cannot_be_bound_to_a_copy_is_named():
+    model = Unet()
+    model.body.layer1.register_forward_hook(leaves_in_a_global)
+    with pytest.raises(ProbeError, match=r"'body\.layer1' \(leaves_in_a_global\) cannot run .* the global 'LEFT'"):
+        plan_se(model, example_input=(3, 64, 64))
+    assert LEFT == {}
+
+
+def test_hooks_of_a_model_that_does_without_them_do_not_run():
+    model, seen = build("resnet18", channels=(8, 16, 32, 64)), []
+    model.layer1.register_forward_hook(lambda module, args, output: seen.append(output))
+    assert len(plan_se(model, example_input=(3, 64, 64)).sites) == 8 and seen == []

@@ -20,6 +20,8 @@ from .recorder import OurFault, Recorder, on_the_table
 
 _PACKAGE = __name__.partition(".")[0] + "."
 _NETWORKS = _PACKAGE + "backbones."
+_SES = _PACKAGE + "se."
+_LOOKING = __name__.rpartition(".")[0] + "."
 # No other input would help against these.
 _NEVER_THE_INPUT = (SurgeryError, MemoryError, RecursionError)
 
@@ -82,11 +84,9 @@ class Table:
             return ""
         loose = loose_hooks(self.modules)
         if loose:
-            return f" It may need its forward hooks, and {loose[0]}."
+            return f" It may need its forward hooks, and {loose[0]}. Let the hook keep in the model what it keeps."
         paths = ", ".join(repr(path) for path in list(own_hooks(self.modules))[:3])
-        return (
-            f" It has forward hooks (of {paths}), and runs neither without them nor with them, bound to a copy of it."
-        )
+        return f" It has forward hooks, of {paths}; it was tried without them, and with them on a copy of the model."
 
     @contextlib.contextmanager
     def ready(self, way: Way, recorder: Recorder) -> Iterator[dict[str, nn.Module]]:
@@ -125,17 +125,20 @@ def reason_of(error: Exception, recorder: Recorder, copies: dict[str, nn.Module]
 
 
 def _is_in_an_se(recorder: Recorder, copies: dict[str, nn.Module]) -> bool:
-    """Whether a module of this library was at work: an SE takes whatever maps its block makes."""
-    names = [type(copies[call.path]).__module__ for call in recorder.stack]
-    return any(name.startswith(_PACKAGE) and not name.startswith(_NETWORKS) for name in names)
+    """Whether an SE of this library was at work: it takes whatever maps its block makes."""
+    forwards = [vars(cls).get("forward") for call in recorder.stack for cls in type(copies[call.path]).__mro__]
+    return any(str(getattr(forward, "__globals__", {}).get("__name__")).startswith(_SES) for forward in forwards)
 
 
 def _is_ours(error: Exception, recorder: Recorder) -> bool:
-    """Whether an error was raised by a function of this library, and by none of torch's that it called."""
+    """Whether an error was raised by what a rewritten forward calls of this library, and by no function of torch's.
+
+    The frames of looking itself call the forwards, which may take other arguments; its own errors are `OurFault`s.
+    """
     if recorder.failure is not None and recorder.failure.error is error:
         return False
     trail = error.__traceback__
     while trail is not None and trail.tb_next is not None:
         trail = trail.tb_next
     name = str(trail.tb_frame.f_globals.get("__name__")) if trail is not None else ""
-    return name.startswith(_PACKAGE) and not name.startswith(_NETWORKS)
+    return name.startswith(_PACKAGE) and not name.startswith((_NETWORKS, _LOOKING))
