@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from ..reading.look import Look
 from ..reading.trace import is_plain
-from ..records import IMPLANTS, OPERATIONS, REPLACED, Implant
+from ..records import FROZEN, IMPLANTS, OPERATIONS, PUT_IN, REPLACED, Implant
 
 # A buffer of so few values may be numbers to count with.
 FEW = 16
 _GROUPS = ("_parameters", "_buffers")
 # What says nothing of what a forward computes: hooks, and what this library keeps; implants have their own comparison.
-_SILENT = (frozenset(nn.Module().__dict__) - {"training"}) | {IMPLANTS, OPERATIONS, REPLACED}
+_SILENT = (frozenset(nn.Module().__dict__) - {"training"}) | {FROZEN, IMPLANTS, OPERATIONS, PUT_IN, REPLACED}
 
 
 def are_alike(look: Look, path: str, other: str) -> bool:

@@ -202,8 +202,7 @@ class _Comparison:
     def _refuse_other_parameters(self) -> None:
         """The parameters and their defaults are those of before, those that this call does not give, too."""
         own, written = (
-            [(p.name, p.kind, p.default) for p in inspect.signature(getattr(cls, self.method)).parameters.values()]
-            for cls in (original_class(self.block), type(self.block))
+            _parameters(getattr(cls, self.method)) for cls in (original_class(self.block), type(self.block))
         )
         if own != written:
             raise Unlike("it takes other parameters, or has other defaults")
@@ -215,6 +214,12 @@ class _Comparison:
             path = f"{self.path}.{node.target}" if self.path else str(node.target)
             return self.anatomy.look.aliases.get(path, path)
         return {"placeholder": ARGUMENT, "output": OUTPUT}.get(node.op, OPERATION)
+
+
+def _parameters(function: Any) -> list[tuple[Any, ...]]:
+    """A method's parameters behind the first, which may have any name."""
+    _, *others = inspect.signature(function).parameters.values()
+    return [(one.name, one.kind, one.default) for one in others]
 
 
 def _end_alike(before: _Played, after: _Played) -> None:
