@@ -207,10 +207,10 @@ def test_another_default_of_an_argument_is_seen(monkeypatch):
 
 
 class Defaulted(Body):
-    """Has an argument that nobody gives."""
+    """Has an argument that nobody gives, and calls itself what it likes."""
 
-    def forward(self, x, scale=2.0):
-        return x + self.branch(x)
+    def forward(this, x, scale=2.0):
+        return x + this.branch(x)
 
 
 class Unnamed(Body):

@@ -14,13 +14,21 @@ from torch import Tensor, nn
 
 from ..reading.look import Look
 from ..reading.reads import is_plain
-from ..records import IMPLANTS, OPERATIONS, REPLACED, Implant
+from ..records import FROZEN, HELD, IMPLANTS, OPERATIONS, PUT_IN, REPLACED, Implant
 
 # A buffer of so few values may be numbers to count with.
 FEW = 16
 _GROUPS = ("_parameters", "_buffers")
 # What says nothing of what a forward computes: hooks, and what this library keeps; implants have their own comparison.
-_SILENT = (frozenset(nn.Module().__dict__) - {"training"}) | {IMPLANTS, OPERATIONS, REPLACED}
+# What every module has, and what this library writes down in it, HELD among it: copies of what guards compare with.
+_SILENT = (frozenset(nn.Module().__dict__) - {"training"}) | {
+    FROZEN,
+    HELD,
+    IMPLANTS,
+    OPERATIONS,
+    PUT_IN,
+    REPLACED,
+}
 
 
 def are_alike(look: Look, path: str, other: str) -> bool:

@@ -66,7 +66,7 @@ def compare_rewritten(anatomy: Anatomy, hosts: Iterable[str]) -> Compared:
         others = done.setdefault(type(block), [])
         # Code that calls the block's own forward and gates what that returns freezes nothing of a block.
         is_done = bool(code.outer and others) or any(are_alike(anatomy.look, path, other) for other in others)
-        reasons = [] if is_done else [c.run() for c in _comparisons(anatomy, path, block)]
+        reasons = [] if is_done else [one.run() for one in _comparisons(anatomy, path, block, not others)]
         told = [reason for reason in reasons if reason is not None]
         if told:
             left.append((path, told[0]))
@@ -78,14 +78,14 @@ def compare_rewritten(anatomy: Anatomy, hosts: Iterable[str]) -> Compared:
     return Compared(ran, tuple(left))
 
 
-def _comparisons(anatomy: Anatomy, path: str, block: nn.Module) -> Iterator[_Comparison]:
+def _comparisons(anatomy: Anatomy, path: str, block: nn.Module, is_first: bool) -> Iterator[_Comparison]:
     """Every way into a rewritten block; in both modes where its forward asks which it is in."""
     calls = [(implant.name, edge) for implant in implants(block) for edge in implant.edges]
     for method in dict.fromkeys(edge.method for _, edge in calls):
         for training in (False, True) if anatomy.block(path, method).trace.modal else (False,):
             mode = "training" if training else "evaluation"
             here = tuple((name, edge) for name, edge in calls if edge.method == method and edge.mode in ("both", mode))
-            yield _Comparison(anatomy, path, block, method, here, training)
+            yield _Comparison(anatomy, path, block, method, here, training, is_first)
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ class _Comparison:
         method: The way.
         edges: The names of the SEs on this way, each with its edge.
         training: The mode.
+        is_first: Whether it is the first of its class, for what is a matter of the class alone.
     """
 
     anatomy: Anatomy
@@ -116,6 +117,7 @@ class _Comparison:
     method: str
     edges: tuple[tuple[str, Edge], ...]
     training: bool
+    is_first: bool
 
     def run(self) -> str | None:
         """Compare; returns why that was not possible, or None where it was.
@@ -147,7 +149,8 @@ class _Comparison:
             after = self._play(stage, cast, type(self.block), self.block.__dict__, script)
             _end_alike(before, after)
             self._refuse_misplaced(stage)
-            self._refuse_other_parameters()
+            if self.is_first:
+                self._refuse_other_parameters()
         except Exception as error:  # whatever a wrong forward raises
             what = str(error) if isinstance(error, Unlike) else f"it raises {type(error).__name__} ({error})"
             if not self._is_steady(stage, cast, state, before, script):

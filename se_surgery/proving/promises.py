@@ -109,8 +109,9 @@ def verify(model: nn.Module, example_input: Any = None, *, thorough: bool = True
     training, and every SE runs as often as its block; so they are by timm's `forward_features`, `forward_head`,
     `forward_intermediates` and its feature extractors. Every key of the base is there; every parameter of every SE is
     reached by the backward pass, with `set_grad_checkpointing` too; deepcopy and pickle keep classes, keys and outputs;
-    `timm.utils.reparameterize_model` keeps the outputs or is refused. Graphs by torch.fx, torch.export, torch.compile
-    and ONNX (where onnxruntime is installed) compute what the model does, while the base computes something else.
+    with one gate at one half, what is halved is what the SE's placement says; `timm.utils.reparameterize_model` keeps
+    the outputs or is refused. Graphs by torch.fx, torch.export, torch.compile and ONNX (where onnxruntime is installed)
+    compute what the model does, while the base computes something else.
 
     A way that the base itself does not have is reported, and no promise. torch.compile's caches are emptied
     (`torch.compiler.reset()`) before and after its checks.
