@@ -6,6 +6,7 @@ block of it pickles as its base class and that code.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import linecache
@@ -14,7 +15,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 from torch import nn
@@ -79,6 +80,11 @@ def _is_current(base: type[nn.Module], cls: type[nn.Module]) -> bool:
 _OWN = "_se_own"
 
 
+@functools.lru_cache(maxsize=512)
+def _compiled(source: str, file: str) -> CodeType:
+    return compile(source, file, "exec")
+
+
 def _made(base: type[nn.Module], code: Code) -> type[nn.Module]:
     digest = hashlib.sha256(code.source.encode()).hexdigest()[:12]
     file = f"<se_surgery {base.__qualname__} {digest}>"
@@ -87,7 +93,7 @@ def _made(base: type[nn.Module], code: Code) -> type[nn.Module]:
     names: dict[str, Any] = {name: resolve(module, inner) for name, module, inner in code.origins}
     names["_base"] = base
     methods: dict[str, Any] = {}
-    exec(compile(code.source, file, "exec"), names, methods)
+    exec(_compiled(code.source, file), names, methods)
     for function in methods.values():
         function.__qualname__ = f"{base.__qualname__}.{function.__name__}"
         function.__module__ = base.__module__
