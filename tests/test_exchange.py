@@ -415,6 +415,28 @@ def test_a_forward_that_only_calls_another_method_is_gated_by_both_once():
     assert_gated(model, run(model, images(SIZE))[0])
 
 
+def test_blocks_that_share_an_activation_with_others():
+    """As Ultralytics' Conv does, whose activation is an attribute of the class."""
+    act = nn.SiLU(inplace=True)
+
+    class First(OnInstance):
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__(inputs, outputs)
+            self.act = act
+
+    class Second(First):
+        pass
+
+    torch.manual_seed(0)
+    both = nn.Sequential(First(3, 8), Second(8, 8), First(8, 8))
+    model = drawn(add_se(randomise(both).eval(), r=2, example_input=SIZE))
+    want, counts = ran(model, images(SIZE))
+    assert counts == [1, 1, 1]
+    for block in model:
+        block.deploy()
+    assert_gated(model, want)
+
+
 def test_a_dense_layer_has_its_se_by_its_other_forward():
     class Layer(nn.Module):
         def __init__(self, inputs: int) -> None:

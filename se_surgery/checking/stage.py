@@ -121,11 +121,13 @@ class Stage(TorchFunctionMode):
         """What a child does when it is called."""
         with _NO_TORCH_FUNCTION():
             given = leaves((args, kwargs)) if kwargs or len(args) != 1 else leaves(args[0])
-            self._take(given, path)
+            # A module that other blocks have, too, goes by its first path in the model.
+            place = self.look.aliases.get(path, path)
+            self._take(given, place)
             line = self._line(path, given)
             self.lines.append(line)
             answer = self._hand_over(module, args, line)
-            self._note(answer, path)
+            self._note(answer, place)
         return answer
 
     def _line(self, path: str, given: list[Any]) -> Line:
