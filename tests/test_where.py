@@ -42,14 +42,35 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize(("name", "placement"), [(name, p) for name, counts in COUNTS.items() for p in counts])
-def test_every_placement_of_a_family_is_where_it_says(name, placement):
-    size = (3, 64, 64) if "googlenet" in name else SIZE
+QUICK = [("resnet18", placement) for placement in COUNTS["resnet18"]] + [
+    ("repvgg_a0", "standard"),
+    ("vgg11_bn", "standard"),
+    ("convnext_atto", "inner"),
+    ("torchvision/googlenet", "inception"),
+    ("torchvision/shufflenet_v2_x0_5", "standard"),
+    ("torchvision/mobilenet_v3_small", "pre"),
+]
+OTHERS = [(name, p) for name, counts in COUNTS.items() for p in counts if (name, p) not in QUICK]
+
+
+def is_where_it_says(name: str, placement: str) -> bool:
+    size = (3, 64, 64) if name in ("torchvision/googlenet", "repvgg_a0") else SIZE
     kwargs = {"aux_logits": False, "init_weights": False} if "googlenet" in name else {}
     model = add_se(build(name, **kwargs), placement, existing="stack", example_input=size)
     count = COUNTS[name][placement]
     check = judged(model, size)
-    assert (check.passed, check.detail) == (True, f"{count} of {count} SEs where {placement} says")
+    return (check.passed, check.detail) == (True, f"{count} of {count} SEs where {placement} says")
+
+
+@pytest.mark.parametrize(("name", "placement"), QUICK)
+def test_a_placement_is_where_it_says(name, placement):
+    assert is_where_it_says(name, placement)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize(("name", "placement"), OTHERS)
+def test_every_placement_of_a_family_is_where_it_says(name, placement):
+    assert is_where_it_says(name, placement)
 
 
 # -------------------------------------------------------------------------------------------------------- wrong places
