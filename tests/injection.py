@@ -87,7 +87,6 @@ def picture(model: Any) -> tuple[dict[str, Any], list[Any]]:
     found["random.torch"] = digest(torch.get_rng_state())
     found["random.python"] = hash(random.getstate())
     found["grad mode"] = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-    found["modes"] = len(_get_current_function_mode_stack()), id(torch.autocast.__enter__)
     for name, hooks in vars(module_hooks).items():
         if name.startswith("_global") and isinstance(hooks, dict):
             found[f"hooks.{name}"] = [(key, id(hook)) for key, hook in hooks.items()]
@@ -191,7 +190,8 @@ def outcome_of(model: Any, act: Callable[[], Any], error: BaseException) -> Outc
     del alive
     _put_back_modes(modes)
     sys.settrace(tracer)
-    return Outcome(True, changed, swallowed)
+    # A verb that returns has changed the model as it should.
+    return Outcome(True, [] if swallowed == "returned" else changed, swallowed)
 
 
 def calls_of(act: Callable[[], Any], owner: Any, name: str) -> int:

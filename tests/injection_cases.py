@@ -30,7 +30,10 @@ from se_surgery import (
 from se_surgery.gates import judge
 
 SIZE = (3, 16, 16)
-CHANGING = ("surgery/", "se/", "training/freezing", "pruning/", "files/load", "files/values", "folding/absorb")
+CHANGING = (
+    *("surgery/", "checking/", "se/", "training/freezing", "pruning/"),
+    *("files/load", "files/values", "folding/absorb"),
+)
 MEASURING = (*CHANGING, "gates/")
 ALL = ("",)
 # What is called where a model changes, or runs.

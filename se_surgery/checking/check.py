@@ -12,6 +12,7 @@ they hold is the same, attribute for attribute (see `alike`): that they look equ
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ import torch
 from torch import nn
 
 from ..errors import RewriteError
+from ..reading.again import comes_again
 from ..reading.anatomy import Anatomy
 from ..reading.block import Block
 from ..records import CODE, Edge, implants, original_class, original_state
@@ -125,22 +127,28 @@ class _Comparison:
         Raises:
             RewriteError: The block computes something else.
         """
-        call = self.anatomy.look.calls[self.path][0]
         state = original_state(self.block)
         reason = ""
         for small in (True, False):
-            stage = Stage(self.anatomy.look, call, small)
-            cast = Cast(stage, self.path, self.training)
+            own = functools.partial(self._own, small, state)
             try:
-                before = self._play(stage, cast, original_class(self.block), state)
-            except (MemoryError, RecursionError):
+                stage, cast, before = own()
+            except RecursionError:
                 raise
             except Exception as error:  # whatever the block's own code raises in this setting
+                if not comes_again(error, own):
+                    raise
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 continue
             self._follow(stage, cast, state, before)
             return None
         return reason
+
+    def _own(self, small: bool, state: dict[str, Any]) -> tuple[Stage, Cast, _Played]:
+        """What the block's own forward does, on a stage of its own."""
+        stage = Stage(self.anatomy.look, self.anatomy.look.calls[self.path][0], small)
+        cast = Cast(stage, self.path, self.training)
+        return stage, cast, self._play(stage, cast, original_class(self.block), state)
 
     def _follow(self, stage: Stage, cast: Cast, state: dict[str, Any], before: _Played) -> None:
         """Let the rewritten block do what its own forward did."""

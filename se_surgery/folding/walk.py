@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from ..errors import TraceError
 from ..planning.exam import Exam
 from ..planning.placements import changes_in_place
+from ..reading.again import comes_again
 from ..reading.anatomy import Anatomy
 from ..reading.block import Block, arguments
 from ..reading.events import Call
@@ -249,9 +250,12 @@ class Walk:
         if module._modules and not has_own and next(module.parameters(), None) is not None:
             return None
         axes = (self.anatomy.axis(block, source), self.anatomy.axis(block, result))
+        given = block.value(source)
         try:
-            return Trial(module, block.value(source), axes)
-        except Exception:  # whatever its own code raises on a map of another size
+            return Trial(module, given, axes)
+        except Exception as error:  # whatever its own code raises on a map of another size, or when it is copied
+            if not comes_again(error, lambda: Trial(module, given, axes)):
+                raise
             return None
 
     def _inside(self, path: str) -> Block:

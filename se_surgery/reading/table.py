@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import SurgeryError
+from .again import comes_again
 from .copies import Copier
 from .hooks import loose_hooks, own_hooks
 from .recorder import OurFault, Recorder, on_the_table
@@ -102,15 +103,21 @@ class Table:
 
     def _copier(self, way: Way) -> Copier:
         if way not in self._copiers:
-            copier = Copier(None if way.real else "meta", way.hooks)
+            copier = self._new(way)
             try:
                 copier(self.model)
             except _NEVER_THE_INPUT:
                 raise
             except Exception as error:  # whatever a tensor of another class raises
+                if not comes_again(error, lambda: self._new(way)(self.model)):
+                    raise
                 raise DoesNotRun(error, is_about_shapes=False) from error
             self._copiers[way] = copier
         return self._copiers[way]
+
+    @staticmethod
+    def _new(way: Way) -> Copier:
+        return Copier(None if way.real else "meta", way.hooks)
 
 
 def reason_of(error: Exception, recorder: Recorder, copies: dict[str, nn.Module]) -> Exception:
