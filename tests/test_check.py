@@ -101,8 +101,9 @@ def refused(model: nn.Module, **options: Any) -> str:
 
 def test_equal_blocks_that_share_a_trace_by_mistake_are_told_apart(monkeypatch):
     shape_of = anatomy.Anatomy._shape_of
-    # As if attributes did not tell blocks apart.
+    # As if neither attributes nor what a trace read told blocks apart.
     monkeypatch.setattr(anatomy.Anatomy, "_shape_of", lambda self, module: shape_of(self, module)[0])
+    monkeypatch.setattr(anatomy, "_fits", lambda traced, view: True)
     message = refused(Net(Gained(1.0), Gained(2.0)))
     assert "'blocks.1' (Gained)" in message and "forward" in message
 
