@@ -7,6 +7,7 @@ found in their code. They are refused when they are called, before they change a
 from __future__ import annotations
 
 import dis
+import functools
 import itertools
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -106,8 +107,9 @@ def _changes(cls: type[nn.Module]) -> Iterator[tuple[str, Change]]:
             yield name, change
 
 
+@functools.lru_cache(maxsize=4096)
 def _change(code: CodeType) -> Change:
-    """What one code object does itself."""
+    """What one code object does itself; it is asked for every block of a class, and again for the next model."""
     deletes = _DELETES in code.co_code[::2]
     by_name = {"delattr", "__delattr__", "setattr", "__setattr__"} & set(code.co_names)
     if not (deletes or by_name or "forward" in code.co_names or "__class__" in code.co_names):
