@@ -15,7 +15,7 @@ import pickle
 import sys
 import types
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
@@ -243,6 +243,118 @@ class OfKind(Block):
         return F.relu(y) if isinstance(self.last, nn.ReLU) else self.last(y) * 2
 
 
+class Pair(NamedTuple):
+    gain: float
+    other: int = 2
+
+
+class OfNamedTuple(Block):
+    def set(self, value):
+        self.pair = Pair(value)
+
+    def through(self, y):
+        return y * self.pair.gain
+
+
+class Times:
+    __slots__ = ("gain",)
+
+    def __init__(self, gain: float) -> None:
+        self.gain = gain
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return y * self.gain
+
+
+class OfCallable(Block):
+    def set(self, value):
+        self.times = Times(value)
+
+    def through(self, y):
+        return self.times(y)
+
+
+class OfBoundMethod(Block):
+    def set(self, value):
+        self.times = Times(value).__call__
+
+    def through(self, y):
+        return self.times(y)
+
+
+class OfLayer(Block):
+    def set(self, value):
+        self.leaky = nn.LeakyReLU(value / 10)
+
+    def through(self, y):
+        return self.leaky.forward(y) * self.conv.padding[0] * self.bn.eps
+
+
+class OfDefault(Block):
+    def set(self, value):
+        if value == 2.0:
+            self.extra = 3.0
+
+    def through(self, y):
+        return y * getattr(self, "extra", 1.5)
+
+
+class OfTry(OfDefault):
+    def through(self, y):
+        try:
+            return y * self.extra
+        except AttributeError:
+            return y
+
+
+class OfInfinity(Block):
+    def set(self, value):
+        self.top = float("inf") if value == 1.0 else value / 10
+
+    def through(self, y):
+        return y.clamp(max=self.top)
+
+
+class OfSet(Block):
+    def set(self, value):
+        self.flags = {"double", "plain"} if value == 2.0 else {"plain"}
+
+    def through(self, y):
+        return y * 2 if "double" in self.flags else y
+
+
+class OfModuleDict(Block):
+    def set(self, value):
+        self.layers = nn.ModuleDict({"once": nn.Identity()})
+        if value == 2.0:
+            self.layers["twice"] = nn.Identity()
+
+    def through(self, y):
+        return y * 2 if "twice" in self.layers else y
+
+
+class OfParameterList(Block):
+    """Its parameter stands in the list more than once."""
+
+    def set(self, value):
+        self.gains = nn.ParameterList([nn.Parameter(torch.tensor(1.5))] * int(value))
+
+    def through(self, y):
+        for gain in self.gains:
+            y = y * gain
+        return y
+
+
+class OfBox(Block):
+    def set(self, value):
+        self.box = [value]
+        box = self.box
+        self.times = lambda y: y * box[0]
+
+    def through(self, y):
+        return self.times(y)
+
+
 # Class, what changes one block, and what the error names.
 OWN: dict[str, tuple[type[Block], Callable[[Any], Any], str]] = {
     "child": (OfChild, lambda b: setattr(b.scale, "gain", 9.0), r"'scale.gain' of this OfChild was 1.0 .* is 9.0"),
@@ -267,6 +379,21 @@ OWN: dict[str, tuple[type[Block], Callable[[Any], Any], str]] = {
     "__dict__": (OfDictItself, lambda b: b.set(9.0), r"'gain' of this OfDictItself was 1.0"),
     "vars": (OfDictItself, lambda b: setattr(b, "more", 9.0), r"'more' .* not there .* is 9.0"),
     "helper on the instance": (OfChild, lambda b: setattr(b, "through", halved), r"'through' of this OfChild"),
+    "named tuple": (OfNamedTuple, lambda b: b.set(9.0), r"'pair\[0\]' .* was 1.0"),
+    "slot of a callable": (OfCallable, lambda b: setattr(b.times, "gain", 9.0), r"'times.gain' .* was 1.0"),
+    "bound method": (OfBoundMethod, lambda b: b.set(9.0), r"times.__self__.gain' .* was 1.0"),
+    "forward of a layer": (
+        OfLayer,
+        lambda b: setattr(b.leaky, "negative_slope", 0.9),
+        r"'leaky.negative_slope' .*0.1",
+    ),
+    "number of a layer": (OfLayer, lambda b: setattr(b.bn, "eps", 0.9), r"'bn.eps' .* was 1e-05"),
+    "default": (OfDefault, lambda b: b.set(2.0), r"'extra' of this OfDefault was not there .* is 3.0"),
+    "try": (OfTry, lambda b: b.set(2.0), r"'extra' of this OfTry was not there .* is 3.0"),
+    "infinity": (OfInfinity, lambda b: b.set(0.1), r"'top' of this OfInfinity was inf"),
+    "set": (OfSet, lambda b: b.flags.add("double"), r"'flags' of this OfSet was \{'plain'\}"),
+    "ModuleDict": (OfModuleDict, lambda b: b.set(2.0), r"children of layers' .* now is \('once', 'twice'\)"),
+    "ParameterList": (OfParameterList, lambda b: b.set(2.0), r"'gains._size' .* was 1"),
     "class of a child": (OfKind, lambda b: setattr(b, "last", nn.ReLU()), r"'last' of this OfKind was .*Tanh"),
 }
 
@@ -293,6 +420,43 @@ def test_blocks_of_one_class_with_other_values_are_traced_each_by_itself(case):
     change(base[1])
     assert_differs(run(base, images(SIZE)), before)
     assert_same(run(add_se(copied(base), example_input=SIZE), images(SIZE)), run(base, images(SIZE)))
+
+
+def test_a_list_that_a_function_closes_over_is_guarded():
+    model = add_se(net(OfBox), example_input=SIZE)
+    assert_same(run(model, images(SIZE)), run(net(OfBox), images(SIZE)))
+    model[1].box[0] = 9.0
+    with pytest.raises(SurgeryError, match=r"times.__closure__.* was \[1.0\]"):
+        model(images(SIZE))
+
+
+def decorated(gain: float) -> Callable[[Any], Any]:
+    def around(method: Any) -> Any:
+        @functools.wraps(method)
+        def inner(self: Block, y: Tensor) -> Tensor:
+            return method(self, y) * gain
+
+        return inner
+
+    return around
+
+
+class OfDecorator(Block):
+    @decorated(1.5)
+    def through(self, y):
+        return y
+
+
+class OfSuper(OfChild):
+    def through(self, y):
+        return super().through(y) * self.conv.stride[0]
+
+
+@pytest.mark.parametrize("cls", [OfDecorator, OfSuper])
+def test_methods_around_methods(cls):
+    base = net(cls)
+    model = add_se(copied(base), example_input=SIZE)
+    assert_same(run(model, images(SIZE)), run(base, images(SIZE)))
 
 
 def test_equal_blocks_share_their_code():

@@ -70,6 +70,7 @@ class Stage(TorchFunctionMode):
         self.look = look
         self.call = call
         self.scale = Scale(look, call, small)
+        self.named: dict[int, tuple[str, str]] = {}
 
     def begin(self, script: list[Line] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Begin a run, the first one or one that follows a script, and return the block's arguments."""
@@ -222,6 +223,8 @@ class Stage(TorchFunctionMode):
 
     def read(self, module: str, name: str, tensor: Tensor) -> Tensor:
         """A tensor that the forward reads itself: drawn, the same in every run; numbers to count with as they are."""
+        # A tensor under two names is one, whichever of them a run reads first.
+        module, name = self.named.setdefault(id(tensor), (module, name))
         if (module, name) not in self.held:
             with _NO_TORCH_FUNCTION():
                 self.held[module, name] = positive(tensor, zlib.crc32(f"{module}.{name}".encode()))
