@@ -900,7 +900,7 @@ def test_the_command_prints_every_check_when_it_is_done(in_folder, monkeypatch):
     assert result.exit_code == 0, result.output
     assert counts == list(range(len(QUICK) + 2))
     assert [line.split(":")[0].split(maxsplit=1)[1] for line in printed] == ["keys", "identity", *QUICK]
-    assert "3 of 17: forward, evaluation" in result.stderr
+    assert "3 of 18: forward, evaluation" in result.stderr
 
 
 def test_the_command_is_thorough_unless_told_otherwise(in_folder, monkeypatch):
