@@ -320,6 +320,14 @@ def test_every_rewritten_block_of_a_family_is_compared(compared, name):
     assert compared == [check.Compared(len(rewritten), ())]
 
 
+def test_an_se_in_a_slot_of_the_block_s_own_beside_others_is_sound(compared):
+    model = build("toy/OwnSlot")
+    for placement in ("inner", "standard", "post", "inner"):
+        add_se(model, placement, existing="stack")
+    assert [found.left for found in compared] == [()] * 4
+    assert [found.ran for found in compared] == [0, 2, 2, 2]
+
+
 def test_a_block_that_does_not_run_on_its_own_is_left_and_told(compared, caplog, monkeypatch):
     def refuse(self, path):
         raise RuntimeError("no answer")

@@ -154,7 +154,7 @@ class _Comparison:
         """Let the rewritten block do what its own forward did."""
         script = stage.lines
         try:
-            after = self._play(stage, cast, type(self.block), self.block.__dict__, script)
+            after = self._play(stage, cast, type(self.block), self._operated, script)
             _end_alike(before, after)
             self._refuse_misplaced(stage)
             if self.is_first:
@@ -170,6 +170,13 @@ class _Comparison:
                 f"{'training' if self.training else 'evaluation'}: {what}. Nothing was changed. "
                 f"Leave this block out with where, and please report this as a bug."
             ) from error
+
+    @property
+    def _operated(self) -> dict[str, Any]:
+        """The block's `__dict__` as it is now, but for SEs in slots of its own, which its forward calls as before."""
+        modules = dict(self.block._modules)
+        modules.update({one.name: one.before for one in implants(self.block) if not one.edges})
+        return {**self.block.__dict__, "_modules": modules}
 
     def _is_steady(self, stage: Stage, cast: Cast, state: dict[str, Any], before: _Played, script: list[Line]) -> bool:
         """Whether the block's own forward does the same again: it may go by what nobody can foresee."""

@@ -178,13 +178,14 @@ def trials(model: nn.Module, example_input: Any = None, *, thorough: bool = True
 
 def _refuse_repeated(model: nn.Module, exam: Exam, sites: list[SESite]) -> None:
     """Refuse a model that runs an operated part several times, as a siamese network does: the part can be verified."""
-    site = next((site for site in sites if len(exam.seen.calls[site.path]) > 1), None)
+    calls = exam.seen.calls
+    site = next((site for site in sites if len(calls[site.path.rpartition(".")[0]]) > 1), None)
     if site is None:
         return
     parts = [path for path, part in model.named_modules() if OPERATIONS in vars(part) and is_under(site.path, path)]
     part = max(parts, key=len, default="") or "the part that was operated on"
     raise PatientError(
-        f"{site.path!r} runs {len(exam.seen.calls[site.path])} times in one forward of this {type(model).__name__}. "
+        f"{site.path!r} runs {len(calls[site.path])} times in one forward of this {type(model).__name__}. "
         f"Verify what was operated on by itself: {part}."
     )
 

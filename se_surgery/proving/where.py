@@ -180,6 +180,14 @@ class Seat:
         return self.origin.number < start and any(value.learns for value in self.flow.values[start:end])
 
     @cached_property
+    def is_straight(self) -> bool:
+        """Whether its block has no join, and is of a class that elsewhere has: all the block does is a branch."""
+        classes = self.flow.classes
+        frames = {value.frame for value in self.flow.values if join_of(value) is not None}
+        cls = classes.get(self.host)
+        return self.host not in frames and any(classes.get(frame) is cls for frame in frames)
+
+    @cached_property
     def both(self) -> Join | None:
         """The addition in its block of a branch and a shortcut that both depend on it."""
         start, end = self.call(self.host)
@@ -253,7 +261,7 @@ def _depth(value: Value) -> int:
 
 def _standard(seat: Seat) -> str | None:
     join = seat.first
-    if join is not None and join.free:
+    if join is not None and join.free and not seat.is_straight:
         return _one_operand(seat, join, transformed=True)
     inside = seat.parting(seat.host)
     if inside is not None:
@@ -359,8 +367,10 @@ def _on_branch(seat: Seat, join: Join) -> str | None:
 
 
 def _parting(seat: Seat) -> Join | None:
-    """The join that its unit ends with: in its block, or in a block around it."""
+    """The join that its unit ends with: in its block, or in a block around it; a straight unit has none."""
     path = seat.host
+    if seat.is_straight:
+        return seat.parting(path)
     while True:
         join = seat.parting(path)
         if join is not None or not path:
