@@ -237,6 +237,8 @@ def test_list(folder):
             "macs": 2 * channels * width + channels * side**2,
             "activations": width + channels + channels * side**2,
             "origin": "timm",
+            "layers": [],
+            "block": None,
         }
         for stage, channels, width, side in ((1, 64, 8, 56), (2, 128, 8, 28), (3, 256, 16, 14), (4, 512, 32, 7))
         for block in (0, 1)

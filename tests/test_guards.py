@@ -76,6 +76,45 @@ def test_an_attribute_that_changed_is_an_error_and_not_ignored(change):
     assert_same(run(model, images((3, 16, 16))), [before])
 
 
+class Optional(nn.Module):
+    """A residual block with arguments that the model leaves to their defaults."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act = toys.conv(8, 8), nn.ReLU()
+
+    def forward(
+        self, x: Tensor, scale: float = 2.0, extra: Tensor | None = None, *rest: Tensor, **more: float
+    ) -> Tensor:
+        y = self.act(self.conv(x)) * scale * more.get("gain", 1.0)
+        for one in (extra, *rest):
+            if one is not None:
+                y = y + one
+        return x + y
+
+
+LEFT_OUT = {
+    "a number": ((), {"scale": 3.0}),
+    "a tensor for a number": ((), {"scale": torch.ones(8, 1, 1)}),
+    "a tensor for None": ((), {"extra": torch.ones(1)}),
+    "one more": ((2.0, None, torch.ones(1)), {}),
+    "a keyword more": ((), {"gain": 3.0}),
+}
+
+
+@pytest.mark.parametrize("case", LEFT_OUT)
+def test_an_argument_that_the_model_never_gives_is_an_error_and_not_ignored(case):
+    base = nn.Sequential(toys.conv(3, 8), Optional()).eval()
+    model = add_se(copied(base), example_input=(3, 16, 16))
+    x = torch.randn(2, 8, 4, 4)
+    args, kwargs = LEFT_OUT[case]
+    with torch.no_grad():
+        assert torch.equal(model[1](x), base[1](x)) and torch.equal(model[1](x, 2.0, extra=None), base[1](x))
+        assert not torch.equal(base[1](x, *args, **kwargs), base[1](x))
+    with pytest.raises(SurgeryError, match="was operated on for calls with another"):
+        model[1](x, *args, **kwargs)
+
+
 def test_attributes_that_are_not_read_may_change():
     model = switched()
     model[1].unread = 4

@@ -645,7 +645,7 @@ def test_verify_sees_what_is_broken(instead):
     code = getattr(type(block), records.CODE)
     assert code.source.count(CALL) == 1
     broken = dataclasses.replace(code, source=code.source.replace(CALL, instead))
-    block.__class__ = generated.subclass(timm.models.resnet.BasicBlock, broken)
+    generated.give_class(block, generated.subclass(timm.models.resnet.BasicBlock, broken))
     with pytest.raises(VerifyError):
         verify(model, (3, 64, 64), thorough=False)
 

@@ -78,6 +78,7 @@ class Stage(TorchFunctionMode):
         self.generator = torch.Generator().manual_seed(0)
         self.script = script
         self.lines: list[Line] = []
+        self.due = list(script or ())
         self.called: Counter[str] = Counter()
         self.held: dict[tuple[str, str], Tensor] = {}
         self.fresh: dict[int, Fresh] = {}
@@ -134,15 +135,22 @@ class Stage(TorchFunctionMode):
     def _line(self, path: str, given: list[Any]) -> Line:
         if self.script is None:
             return Line(path, [self._snapshot(leaf) for leaf in given], self._recorded(path), self.numbers.drawn)
-        number = len(self.lines)
-        if number >= len(self.script):
+        if not self.due:
             raise Unlike(f"it calls {path!r} once more")
-        line = self.script[number]
-        if line.path != path:
-            raise Unlike(f"it calls {path!r} where {line.path!r} is due")
-        if len(given) != len(line.given) or not all(map(self._is_given, given, line.given)):
+        line = self.due[0]
+        if line.path == path and not self._is_due(line, given):
             raise Unlike(f"it gives {path!r} other values")
+        if line.path != path:
+            # A call that is made one with an SE's comes before others, which have nothing to do with it.
+            later = [other for other in self.due if other.path == path and self._is_due(other, given)]
+            if not later:
+                raise Unlike(f"it calls {path!r} where {line.path!r} is due")
+            line = later[0]
+        self.due = [other for other in self.due if other is not line]
         return line
+
+    def _is_due(self, line: Line, given: list[Any]) -> bool:
+        return len(given) == len(line.given) and all(map(self._is_given, given, line.given))
 
     def _snapshot(self, leaf: Any) -> Any:
         """A leaf as it is now, or the number of its values."""
@@ -200,8 +208,8 @@ class Stage(TorchFunctionMode):
     def end(self, output: Any) -> list[Any]:
         """End a run; returns what came out."""
         self._take(leaves(output), OUTPUT)
-        if self.script is not None and len(self.lines) < len(self.script):
-            raise Unlike(f"it does not call {self.script[len(self.lines)].path!r}")
+        if self.due:
+            raise Unlike(f"it does not call {self.due[0].path!r}")
         return [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves(output)]
 
     def _forget(self, changed: Any) -> None:

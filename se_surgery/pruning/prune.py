@@ -178,7 +178,10 @@ def _hidden(pruning: Any, exam: Exam, site: SESite, gradients: dict[str, Tensor]
     try:
         x = torch.ones(given.shape, device=reference.device, dtype=reference.dtype)
         with modes_kept(patient):
-            graph = pruning.DependencyGraph().build_dependency(patient, example_inputs=x, verbose=False)
+            # By itself torch-pruning tries another call after any exception, an interrupt included.
+            graph = pruning.DependencyGraph().build_dependency(
+                patient, example_inputs=x, forward_fn=lambda module, given: module(given), verbose=False
+            )
         function = graph.get_pruner_of_module(layer).prune_out_channels
         group = graph.get_pruning_group(layer, function, list(range(site.rd_channels or 0)))
         score = pruning.importance.GroupTaylorImportance if gradients else pruning.importance.GroupMagnitudeImportance

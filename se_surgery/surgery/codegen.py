@@ -46,7 +46,8 @@ def method_code(forms: Sequence[tuple[Trace, Sequence[Insertion]]], besides: Col
     guarded = guards([read for read in reads if read.name not in flags])
     names |= guarded.names
     lines = [line for name, targets in helpers.items() for line in _helper(name, targets)]
-    lines += [*_head(evaluating, flags), *_guards(evaluating), *_own(evaluating.method), *guarded.lines[1:]]
+    lines += [*_head(evaluating, flags), *_guards(evaluating), *_own(evaluating.method), *_left_out(evaluating)]
+    lines += guarded.lines[1:]
     if bodies[0] == bodies[-1]:
         lines += bodies[0]
     else:
@@ -180,6 +181,29 @@ def _own(method: str) -> list[str]:
     """
     test = f"if _base.{method} is not _own_{method}: _patched(self, {method!r})"
     return ["    if not torch.jit.is_scripting():", f"        {test}"]
+
+
+def _left_out(traced: Trace) -> list[str]:
+    """Refuse calls that give what the observed call left to its default: the graph was made for that.
+
+    They stand behind the line of `_own`.
+    """
+    given = {argument.parameter for argument in traced.arguments} | {parameter for parameter, _, _ in traced.lengths}
+    lines = []
+    for parameter in traced.signature.parameters.values():
+        name, default = parameter.name, parameter.default
+        if name in given:
+            continue
+        if default is parameter.empty:
+            # What takes the rest of the arguments was given none.
+            test = name
+        elif default is None or isinstance(default, bool):
+            test = f"{name} is not {default!r}"
+        else:
+            # A tensor compared with a number is a tensor, and no answer.
+            test = f"isinstance({name}, torch.Tensor) or {name} != {_literal(default)}"
+        lines.append(f"        if {test}: _refuse({name!r}, {name})")
+    return lines
 
 
 def _guard(parameter: str, steps: tuple[Any, ...], test: str) -> str:
