@@ -340,6 +340,8 @@ def _done(trials: list[tuple[str, Any, Callable[[], Outcome]]]) -> Iterator[tupl
             else:
                 # It ran before, and has left its result in a cache.
                 alone.append((told, place, work))
+        if not number:
+            raise RuntimeError(f"the process of {trials[0][0]!r} ended before it had an outcome")
         trials = trials[number:]
     for told, place, work in alone:
         yield told, place, next(in_child([work]))
