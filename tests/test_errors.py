@@ -1067,7 +1067,8 @@ def test_verify_refuses_a_block_rewritten_wrongly_and_leaves_it(case):
     call = "_tail(self.se, (self.bn2,), x)"
     assert code.source.count(call) == 1
     wrong = dataclasses.replace(code, source=code.source.replace(call, f"[bn2 := self.bn2(x), {written}][1]"))
-    block.__class__ = subclass(toys.Basic, wrong)
+    # Past the refusal of another class, as what changes objects from outside does.
+    object.__setattr__(block, "__class__", subclass(toys.Basic, wrong))
     before = snapshot(model, random=True)
     with pytest.raises(VerifyError) as caught:
         verify(model, thorough=False)
@@ -1083,7 +1084,7 @@ def original_code(block: nn.Module) -> Any:
 def test_verify_refuses_a_block_that_has_its_old_class_back(paths):
     model = add_se(build("toy/Digits"))
     for path in paths:
-        model.get_submodule(path).__class__ = toys.Basic
+        object.__setattr__(model.get_submodule(path), "__class__", toys.Basic)
     before = snapshot(model, random=True)
     with pytest.raises(VerifyError, match=f"{paths[0]}.se"):
         verify(model, thorough=False)
