@@ -205,10 +205,9 @@ class _Comparison:
             given = stage.seats.get(name, [])
             if len(given) != 1:
                 raise Unlike(f"its SE {name!r} is called {len(given)} times")
-            if given[0].dim() != len(edge.shape) or given[0].shape[edge.axis] != edge.channels:
-                raise Unlike(
-                    f"its SE {name!r} is given {tuple(given[0].shape)}, which has not {edge.channels} channels"
-                )
+            channels = _channels(block, edge)
+            if given[0].dim() != len(edge.shape) or given[0].shape[edge.axis] != channels:
+                raise Unlike(f"its SE {name!r} is given {tuple(given[0].shape)}, which has not {channels} channels")
             if self._place(block, edge.producer) not in stage.origins.get(id(given[0]), ()):
                 raise Unlike(f"its SE {name!r} is given another value than that of {edge.producer!r}")
             due = {self._place(block, consumer) for consumer in edge.consumers}
@@ -230,6 +229,13 @@ class _Comparison:
             path = f"{self.path}.{node.target}" if self.path else str(node.target)
             return self.anatomy.look.aliases.get(path, path)
         return {"placeholder": ARGUMENT, "output": OUTPUT}.get(node.op, OPERATION)
+
+
+def _channels(block: Block, edge: Edge) -> int:
+    """The channels of an edge's value now; the network may have been pruned since an older SE was put in."""
+    node = next(node for node in block.nodes if node.name == edge.producer)
+    value = block.value(node)
+    return int(value.shape[edge.axis]) if isinstance(value, torch.Tensor) else edge.channels
 
 
 def _parameters(cls: type, method: str) -> list[tuple[Any, ...]]:
