@@ -138,6 +138,10 @@ def ways_of(cls: type[nn.Module]) -> dict[str, FunctionType]:
 
 def _set(self: nn.Module, name: str, value: Any) -> None:
     generated = _generated(self)
+    if "_modules" not in self.__dict__:
+        # A copy in the making, which has nothing yet (torch's parametrized modules are copied so).
+        super(generated, self).__setattr__(name, value)
+        return
     if name == "__class__":
         refuse_class(self, generated, ways_of(generated), value)
     elif name in generated.__dict__[_OWN]:
