@@ -137,11 +137,16 @@ class Block:
             same = len(sources) == 1 and self.is_map(node) and self.value(sources[0]).shape == self.value(node).shape
             return same and not self.kinds(node)
         if _is_slice(node):
-            return True
+            return self._is_sliced(node)
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         if self.kind(node) == "gate" or name in _DIVISIONS:
             return len(self.maps_into(node)) == 1 and not self._gates_channels(node)
         return name in _PASSING
+
+    def _is_sliced(self, node: fx.Node) -> bool:
+        """Whether an item is a part of one map, and not one of several values that a child returned."""
+        source = node.all_input_nodes[0]
+        return self.is_map(source) or source.op != "call_module"
 
     def _gates_channels(self, node: fx.Node) -> bool:
         """Whether a product's other factor is a number a channel computed from the images, as an SE's gate is.

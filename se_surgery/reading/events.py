@@ -6,6 +6,7 @@ In: a torch function and its arguments. Out: the kind of event it is (a convolut
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,40 +92,55 @@ def is_map(shape: tuple[int, ...] | torch.Size) -> bool:
     return len(shape) in (4, 5) and sum(size > 1 for size in shape[1:]) > 1
 
 
-def _functions(*names: str) -> frozenset[Callable[..., Any]]:
+def functions(*names: str) -> frozenset[Callable[..., Any]]:
     """The callables of `names` in torch, torch.nn.functional and Tensor, with their in-place and dunder forms."""
     forms = [form for name in names for form in (name, name + "_", f"__{name}__", f"__i{name}__", f"__r{name}__")]
     found = [getattr(space, form, None) for space in (torch, F, Tensor) for form in forms]
     return frozenset(function for function in found if function is not None)
 
 
-_ACTIVATIONS = _functions(
+ACTIVATIONS = functions(
     *"celu elu gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish prelu relu relu6".split(),
     *"rrelu selu sigmoid silu softplus softshrink softsign tanh threshold".split(),
 )
 # Thresholded linear units are the maximum of the map and a parameter.
-MAXIMA = _functions("maximum", "max")
-_REDUCTIONS = _functions(
+MAXIMA = functions("maximum", "max")
+_REDUCTIONS = functions(
     *"mean sum amax logsumexp adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split(),
     *"adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d".split(),
 )
 KINDS: dict[Callable[..., Any], str] = {
-    **dict.fromkeys(_functions("conv1d", "conv2d", "conv3d"), "conv"),
-    **dict.fromkeys(_functions("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), "conv"),
-    **dict.fromkeys(_functions("batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"), "norm"),
-    **dict.fromkeys(_ACTIVATIONS | MAXIMA, "act"),
-    **dict.fromkeys(_functions("max_pool2d", "max_pool3d", "avg_pool2d", "avg_pool3d"), "pool"),
-    **dict.fromkeys(_functions("add"), "add"),
-    **dict.fromkeys(_functions("cat", "concat", "concatenate"), "cat"),
-    **dict.fromkeys(_functions("mul", "multiply"), "gate"),
-    **dict.fromkeys(_functions("linear"), "linear"),
+    **dict.fromkeys(functions("conv1d", "conv2d", "conv3d"), "conv"),
+    **dict.fromkeys(functions("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), "conv"),
+    **dict.fromkeys(functions("batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"), "norm"),
+    **dict.fromkeys(ACTIVATIONS | MAXIMA, "act"),
+    **dict.fromkeys(functions("max_pool2d", "max_pool3d", "avg_pool2d", "avg_pool3d"), "pool"),
+    **dict.fromkeys(functions("add"), "add"),
+    **dict.fromkeys(functions("cat", "concat", "concatenate"), "cat"),
+    **dict.fromkeys(functions("mul", "multiply"), "gate"),
+    **dict.fromkeys(functions("linear"), "linear"),
     **dict.fromkeys(_REDUCTIONS, "squeeze"),
 }
-_SHAPELESS = _ACTIVATIONS - _functions("glu") | _functions("batch_norm")
+_SHAPELESS = ACTIVATIONS - functions("glu") | functions("batch_norm")
+
+
+# What changes its first argument, and returns it: `relu_`, `x += y`.
+_IN_PLACE = frozenset(
+    function
+    for function in (*KINDS, *functions("copy"))
+    if re.fullmatch("__i.+__|[^_].*_", getattr(function, "__name__", ""))
+)
+
+
+def is_in_place(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call changes its first argument, and returns it."""
+    if function in _IN_PLACE:
+        return True
+    return function in ACTIVATIONS and (kwargs.get("inplace") is True or args[-1] is True)
 
 
 def is_like_first(function: Any, args: tuple[Any, ...]) -> bool:
-    """Whether a result has its first argument's shape, strides and dtype: on the meta device that argument will do."""
+    """Whether a result has its first argument's shape, strides and dtype: on the meta device one like it will do."""
     if not args or not isinstance(args[0], Tensor):
         return False
     if function in _SHAPELESS:

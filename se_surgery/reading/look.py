@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from .dataflow import Value
 from .events import Call, Event, is_map
 from .probes import describe, mixed, probes, refused, resized
 from .recorder import Recorder, to_meta
@@ -40,6 +41,7 @@ class Look:
         calls: The calls of every module, by path, in order.
         events: All events in order.
         clocks: When each of them was, on the look's clock.
+        values: What was computed from what, in order of execution.
         args: What the model was called with.
         asked: What it was to be called with; `args` may be larger, where maps shrink to a single position.
     """
@@ -50,6 +52,7 @@ class Look:
     calls: dict[str, list[Call]]
     events: tuple[Event, ...]
     clocks: tuple[int, ...]
+    values: list[Value] = field(repr=False)
     args: tuple[Any, ...]
     asked: tuple[Any, ...] = ()
 
@@ -192,4 +195,5 @@ def _record(table: Table, args: tuple[Any, ...], way: Way) -> Look:
     if wrong:
         raise DoesNotRun(RuntimeError(wrong), is_about_shapes=True)
     clocks = tuple(event.clock for event in recorder.events)
-    return Look(table, way, copies, recorder.calls, tuple(recorder.events), clocks, args, args)
+    events = tuple(recorder.events)
+    return Look(table, way, copies, recorder.calls, events, clocks, recorder.flow.values, args, args)

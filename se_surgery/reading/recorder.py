@@ -20,8 +20,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from .copies import Copier
+from .dataflow import Dataflow
 from .draws import Undrawn
-from .events import KINDS, MAXIMA, Call, Event, is_gate, is_like_first, is_map
+from .events import KINDS, MAXIMA, Call, Event, is_gate, is_in_place, is_like_first, is_map
 from .hooks import after_forward, before_forward, bound_forward
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -82,6 +83,7 @@ class Recorder(TorchFunctionMode):
         self.stack: list[Call] = []
         self.events: list[Event] = []
         self.calls: dict[str, list[Call]] = {}
+        self.flow = Dataflow()
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kind = KINDS.get(function)
@@ -89,14 +91,18 @@ class Recorder(TorchFunctionMode):
         if type(function) is MethodWrapperType:  # what reads `shape`, `dtype` and the like
             return function(*args, **kwargs)
         if kind is not None and not self.real and is_like_first(function, args):
-            result = args[0]
+            # A value is known by the identity of its tensor.
+            result = args[0] if is_in_place(function, args, kwargs) else torch.empty_like(args[0])
         else:
             result = self._run(function, args, kwargs, may_draw=kind is None or self.real)
         value = result[0] if isinstance(result, tuple) and result else result
-        if kind is not None and isinstance(value, Tensor) and self.stack:
-            if function in MAXIMA and not (len(args) > 1 and isinstance(args[1], Tensor)):
-                kind = "squeeze"
-            self._note(kind, args, kwargs, value)
+        if self.stack:
+            event = None
+            if kind is not None and isinstance(value, Tensor):
+                if function in MAXIMA and not (len(args) > 1 and isinstance(args[1], Tensor)):
+                    kind = "squeeze"
+                event = self._note(kind, args, kwargs, value)
+            self._follow(function, kind, args, kwargs, result, event)
         return result
 
     def _run(self, function: Any, args: Any, kwargs: Any, may_draw: bool) -> Any:
@@ -108,7 +114,13 @@ class Recorder(TorchFunctionMode):
             raise
 
     @ours
-    def _note(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+    def _follow(
+        self, function: Any, kind: str | None, args: Any, kwargs: Any, result: Any, event: Event | None
+    ) -> None:
+        self.flow.note(function, kind, args, kwargs, result, self.stack[-1], self.clock, event)
+
+    @ours
+    def _note(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> Event | None:
         extra: dict[str, Any] = {}
         if kind == "conv":
             weight = args[1] if len(args) > 1 else kwargs["weight"]
@@ -121,11 +133,13 @@ class Recorder(TorchFunctionMode):
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             extra["macs"] = math.prod(result.shape[1:]) * math.prod(weight.shape[1:])
         if kind == "gate" and not is_gate(args, result):
-            return
-        if kind == "add" and (len(args) < 2 or not isinstance(args[1], Tensor)):
-            return
+            return None
+        if kind == "add" and not isinstance(args[1] if len(args) > 1 else kwargs.get("other"), Tensor):
+            return None
         self.clock += 1
-        self.events.append(Event(self.clock, kind, self.stack[-1].path, tuple(result.shape), **extra))
+        event = Event(self.clock, kind, self.stack[-1].path, tuple(result.shape), **extra)
+        self.events.append(event)
+        return event
 
     def call(self, path: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run a module's forward as one call, in the place of what nn.Module does: no hook runs."""
@@ -148,17 +162,19 @@ class Recorder(TorchFunctionMode):
     @contextlib.contextmanager
     def _silent(self) -> Iterator[None]:
         """Note no events inside."""
-        noted = self.stack, self.events, self.calls
-        self.stack, self.events, self.calls = [], [], {}
+        noted = self.stack, self.events, self.calls, self.flow
+        self.stack, self.events, self.calls, self.flow = [], [], {}, Dataflow()
         try:
             yield
         finally:
-            self.stack, self.events, self.calls = noted
+            self.stack, self.events, self.calls, self.flow = noted
 
     @ours
     def _enter(self, path: str, args: Any, kwargs: Any) -> None:
         self.clock += 1
         parent = self.stack[-1] if self.stack else None
+        if parent is None:
+            self.flow.take((args, kwargs), self.clock)
         call = Call(path, self.clock, to_meta(args), to_meta(kwargs), parent=parent)
         self.calls.setdefault(path, []).append(call)
         if parent is not None:
@@ -170,6 +186,7 @@ class Recorder(TorchFunctionMode):
         self.clock += 1
         call = self.stack.pop()
         call.end = self.clock
+        self.flow.returned(output, call)
         call.output = to_meta(output)
 
 

@@ -1,35 +1,106 @@
 """Rules: what an addition or concatenation of feature maps is, seen from the way its operands came about.
 
-In: a traced `Block`. Out: the `Unit`s that its joins make, and a `Reject` with the reason for every other join. Rules
-go in a fixed order; the first one with an opinion decides.
+In: a `Join`. Out: the `Found`s that it makes, or an `Unfit` with the reason. Rules go in a fixed order; the first one
+with an opinion decides. They ask what is computed from what, over the borders of modules, and for no name or class.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 
-from torch import fx
+from ..reading.events import Call
+from .graph import Graph, Join, Operand, members, union_of
 
-from ..reading.block import Block
-from .joins import Join, area, join_at, joined, placeholders, union_of
-from .unit import Reject, Unit
-
-Answer = Reject | list[Unit] | None
 WITHIN = "a join inside a unit's branch belongs to that unit"
+TWICE = "joins a second time what is added to the shortcut"
+LONG = "a skip connection over lower resolutions, not a unit"
+# Of two transformed operands the longer one is the branch if it has this many times the convolutions.
+_LONGER = 2
+_BEHIND = frozenset({"conv", "norm", "act", "pass", "gate"})
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A unit as the graph shows it.
+
+    Attributes:
+        kind: See `Unit`; or `cell`, which is an Inception module of sums.
+        join: Its join.
+        branch: The operand that is its branch; None where all operands are.
+        shortcut: The operand that is its shortcut.
+        cut: Where its branch begins, if that is behind an inner join: of this and what comes before it nothing counts.
+        is_first: Whether it is the first unit of its join: what comes behind the join is the first one's.
+    """
+
+    kind: str
+    join: Join
+    branch: Operand | None = None
+    shortcut: Operand | None = None
+    cut: int | None = None
+    is_first: bool = True
+
+    @property
+    def site(self) -> int:
+        """The value whose channels are recalibrated."""
+        return self.branch.made if self.branch is not None else self.join.value.index
+
+    @cached_property
+    def region(self) -> int:
+        """Everything that belongs to it."""
+        graph = self.join.graph
+        if self.kind == "aggregation":
+            return (self.join.region | graph.ancestors[behind(self.join)[-1]]) & ~graph.ancestors[self._fork]
+        if self.kind == "cell":
+            return self._inside
+        alone = self.branch.alone if self.branch is not None else self.join.region
+        return alone & ~graph.ancestors[self.cut] if self.cut is not None else alone
+
+    @property
+    def _inside(self) -> int:
+        """What was made inside the call that its join is in."""
+        frame, before = self.join.value.frame, self.join.graph.ancestors[self.join.value.index]
+        assert frame is not None
+        return union_of(1 << index for index in members(before) if self.join.graph.values[index].is_in(frame))
+
+    @property
+    def _fork(self) -> int:
+        """Where an aggregated chain begins: at its first operand."""
+        return min(operand.value.index for operand in self.join.operands)
+
+
+@dataclass(frozen=True)
+class Unfit:
+    """A join that is no unit.
+
+    Attributes:
+        reason: Why.
+        is_understood: Whether what it is instead is known: then what is left of its block may still be a unit.
+    """
+
+    reason: str
+    is_understood: bool = True
+
+
+Answer = Unfit | list[Found] | None
 
 
 def _long_skip(join: Join) -> Answer:
-    """A skip connection over lower resolutions (U-Net): the rest of the network is no branch."""
-    block = join.block
-    size = area(block, join.node)
-    for operand in join.operands:
-        inside = [node for node in block.within(operand.alone) if block.is_map(node)]
-        holds_join = any(node is not operand.node and join_at(block, node) is not None for node in inside)
-        if (join.kind == "cat" or holds_join) and any(area(block, node) < size for node in inside):
-            return Reject(block.path, "a skip connection over lower resolutions, not a unit")
-    return None
+    """A skip connection over lower resolutions (U-Net): the rest of the network is no branch.
+
+    What fuses several resolutions that it was given (HRNet) is no such connection.
+    """
+    return Unfit(LONG) if join in join.graph.long_skips and not _fuses(join) else None
+
+
+def _fuses(join: Join) -> bool:
+    """Whether the forward that joins was given maps of several resolutions."""
+    graph, frame = join.graph, join.value.frame
+    given = {source for operand in join.operands for source in operand.entries}
+    areas = {graph.area(source) for source in given if graph.values[source].is_map}
+    return frame is not None and bool(frame.path) and len(areas) > 1
 
 
 def _residual(join: Join) -> Answer:
@@ -38,167 +109,234 @@ def _residual(join: Join) -> Answer:
         return None
     for branch, shortcut in (join.operands, join.operands[::-1]):
         fewer = shortcut.convolutions < branch.convolutions
-        if branch.transformed and fewer and _no_activation_after_convolution(shortcut.script):
-            return [joined("residual", join, branch, shortcut)]
+        if branch.transforms and fewer and not shortcut.activates_last:
+            return _unless_fused(join, branch, shortcut)
+    for branch, shortcut in (join.operands, join.operands[::-1]):
+        longer = branch.convolutions >= _LONGER * shortcut.convolutions
+        same = branch.entries == shortcut.entries and len(branch.entries) == 1
+        if branch.transforms and shortcut.transforms and longer and same and not _joins_in(shortcut):
+            return [Found("residual", join, branch, shortcut)]
     return None
 
 
-def _no_activation_after_convolution(script: str) -> bool:
-    """Whether a shortcut's script has no activation after its first convolution."""
-    return re.search("c.*a", script) is None
+def _unless_fused(join: Join, branch: Operand, shortcut: Operand) -> Answer:
+    """The residual, its branch cut behind what brings several maps together; a fusion where nothing is left then."""
+    if len(branch.entries) < 2:
+        return [Found("residual", join, branch, shortcut)]
+    graph = join.graph
+    cut = _last_fusion(graph, branch)
+    if cut is None:
+        return [Found("residual", join, branch, shortcut)]
+    rest = Operand(graph, branch.value, branch.alone & ~graph.ancestors[cut])
+    if rest.transforms:
+        return [Found("residual", join, branch, shortcut, cut)]
+    return Unfit("a sum that fuses maps from several places", is_understood=False)
+
+
+def _last_fusion(graph: Graph, operand: Operand) -> int | None:
+    """The last join in an operand's branch whose sides begin with different maps."""
+    outside = graph.entries(operand.alone, operand.value.index)
+    for index in reversed(list(members(operand.alone))):
+        value = graph.values[index]
+        if value.kind not in ("add", "cat", "product") or len(value.inputs) < 2:
+            continue
+        sides = [{e for e in outside if graph.ancestors[source] >> e & 1} for source in value.inputs]
+        roots = [{graph.source(e) for e in side} for side in sides]
+        if any(one != other for one, other in itertools.pairwise(roots)):
+            return index
+    return None
+
+
+def _joins_in(operand: Operand) -> bool:
+    inside = (operand.graph.values[index] for index in members(operand.alone))
+    return any(value.kind in ("add", "cat") and value.is_map for value in inside)
+
+
+def _several(join: Join) -> Answer:
+    """A sum of three and more: each transformed operand from the same fork is a branch of its own.
+
+    Of `x + f(x) + g(f(x))` f is a part of g's branch.
+    """
+    if join.kind != "add" or len(join.operands) < 3:
+        return None
+    bases = [operand for operand in join.operands if not operand.convolutions]
+    branches = [operand for operand in join.operands if operand.transforms]
+    if not bases or not branches:
+        return Unfit(f"a sum of {len(join.operands)} maps is a fusion, not a residual", is_understood=False)
+    known = frozenset(operand.made for operand in join.operands)
+    known = known.union(*(operand.entries for operand in bases))
+    if not all(operand.entries <= known for operand in branches):
+        return Unfit(f"a sum of {len(join.operands)} maps is a fusion, not a residual", is_understood=False)
+    base = _base_of(bases)
+    return [Found("residual", join, branch, base, None, i == 0) for i, branch in enumerate(branches)]
+
+
+def _base_of(bases: list[Operand]) -> Operand:
+    """The shortcut among the operands without convolutions: the first to be there."""
+    return min(bases, key=lambda operand: operand.value.index)
 
 
 def _sum(join: Join) -> Answer:
     """Any other addition is no unit."""
     if join.kind != "add":
         return None
-    path = join.block.path
-    if len(join.operands) > 2:
-        return Reject(path, f"a sum of {len(join.operands)} maps is a fusion, not a residual")
-    if sum(operand.transformed for operand in join.operands) == 2:
-        return Reject(path, "a sum of two transformed maps is a fusion, not a residual")
-    if any("c" in operand.script for operand in join.operands):
-        return Reject(path, "no activation on the branch: a sum that can be re-parameterised, or an attention's")
-    return Reject(path, "no convolution on either side of the addition")
+    if all(operand.transforms for operand in join.operands):
+        return Unfit("a sum of two transformed maps is a fusion, not a residual", is_understood=False)
+    if any(operand.convolutions for operand in join.operands):
+        return Unfit("no activation on the branch: a sum that can be re-parameterised, or an attention's")
+    return Unfit("no convolution on either side of the addition")
 
 
 def _cell(join: Join) -> Answer:
-    """NASNet's cells: a concatenation of two and more sums."""
-    block = join.block
-    sums = [operand for operand in join.operands if block.kind(operand.node) == "add"]
-    # Its sums take one another's results, and all of them are the cell's.
-    whole = block.ancestors[join.node] & ~placeholders(block) & ~(1 << block.index[join.node])
-    return [replace(joined("inception", join), branch=whole)] if len(sums) >= 2 else None
+    """NASNet's cells: a concatenation of two and more sums of the same forward."""
+    sums = [operand for operand in join.operands if _is_own_sum(join, operand)]
+    return [Found("cell", join)] if len(sums) >= 2 else None
 
 
-def _dual_path(join: Join) -> Answer:
-    """Dual-path networks join the same transformation twice: the addition is the unit, the concatenation a part."""
-    sides = [operand for operand in join.operands if operand.transformed]
-    if len(sides) != 1:
-        return None
-    block = join.block
-    made = block.walk_back(sides[0].node)
-    added = any(block.kind(user) == "add" for user in _reached(block, made))
-    return Reject(block.path, "joins a second time what is added to the shortcut") if added else None
-
-
-def _reached(block: Block, node: fx.Node) -> Iterable[fx.Node]:
-    """What takes a node's value, itself or a slice of it."""
-    for user in node.users:
-        yield user
-        if block.passes(user):
-            yield from _reached(block, user)
-
-
-def _dense(join: Join) -> Answer:
-    """Dense connectivity: every operand but the first is a layer's output, and each layer took all those before."""
-    block, operands = join.block, [operand.node for operand in join.operands]
-    layers = operands[1:]
-    if not layers or not all(
-        layer.op == "call_module" and all(block.ancestors[layer] >> block.index[o] & 1 for o in operands[:i])
-        for i, layer in enumerate(layers, 1)
-    ):
-        return None
-    takes_all = all(set(operands[:i]) <= set(layer.all_input_nodes) for i, layer in enumerate(layers, 1))
-    return [_layer(block, layer) for layer in layers] if takes_all and len(layers) > 1 else None
-
-
-def _layer(block: Block, node: fx.Node) -> Unit:
-    call = block.calls[node.name]
-    return Unit(call.path, "dense", block, call.end)
+def _is_own_sum(join: Join, operand: Operand) -> bool:
+    value = join.graph.values[operand.value.index]
+    return value.kind == "add" and value.frame is join.value.frame and len(value.inputs) > 1
 
 
 def _aggregation(join: Join) -> Answer:
     """One-shot aggregation: a chain of convolutions, all of it concatenated, and a convolution of that."""
-    unit = aggregation(join.block, join.node) if _is_chain(join) else None
-    return [unit] if unit is not None else None
+    return [Found("aggregation", join)] if is_chain(join) and _convolves(join) else None
 
 
-def _is_chain(join: Join) -> bool:
-    ancestors, index = join.block.ancestors, join.block.index
-    nodes = [operand.node for operand in join.operands]
-    chained = [a for a in nodes if any(b is not a and ancestors[b] >> index[a] & 1 for b in nodes)]
-    return len(chained) >= 2 and any("c" in operand.script for operand in join.operands)
+def is_chain(join: Join) -> bool:
+    """Whether at least two operands of a concatenation were each made of one other operand alone, each of another."""
+    if join.kind != "cat":
+        return False
+    predecessors = {_predecessor(join, operand) for operand in join.operands} - {None}
+    return len(predecessors) >= 2
 
 
-def aggregation(block: Block, node: fx.Node) -> Unit | None:
-    """The unit that ends with the convolution of a concatenated chain, or None where no convolution follows."""
-    end = _after_aggregation(block, node)
-    if "c" not in block.script(block.within(block.ancestors[end] & ~block.ancestors[node])):
+def _predecessor(join: Join, operand: Operand) -> int | None:
+    """The one operand that another one was made of by convolutions, or None."""
+    graph, index = join.graph, operand.value.index
+    before = [other.value.index for other in join.operands if graph.ancestors[index] >> other.value.index & 1]
+    before = [other for other in before if other != index]
+    since = graph.ancestors[index] & ~union_of(graph.ancestors[other] for other in before)
+    entries = graph.entries(since, index)
+    is_link = bool(since & graph.convolutions) and len(entries) == 1 and entries <= set(before)
+    return next(iter(entries)) if is_link else None
+
+
+def behind(join: Join) -> list[int]:
+    """The convolutions, normalisations and activations behind a concatenation that nothing else follows, in order.
+
+    They are in the forward that joins, or where that returns what it joined in the one around it. An SE among them is
+    one of them.
+    """
+    graph, frame = join.graph, around(join)
+    chain = [join.value.index]
+    while True:
+        users = [user for user in graph.users[chain[-1]] if graph.values[user].is_map]
+        if len(users) != 1 or graph.values[users[0]].kind not in _BEHIND or not graph.values[users[0]].is_in(frame):
+            return chain
+        chain.append(users[0])
+
+
+def before_gates(graph: Graph, chain: list[int]) -> int:
+    """How many of a chain come before the first SE in it."""
+    gates = (i for i, index in enumerate(chain) if graph.values[index].kind == "gate")
+    return next(gates, len(chain))
+
+
+def around(join: Join) -> Call:
+    """The call of the innermost forward that goes on with what a join makes."""
+    frame = join.value.frame
+    assert frame is not None
+    while frame in join.value.calls and frame.parent is not None:
+        frame = frame.parent
+    return frame
+
+
+def _convolves(join: Join) -> bool:
+    graph = join.graph
+    between = graph.ancestors[behind(join)[-1]] & ~graph.ancestors[join.value.index]
+    return bool(between & graph.convolutions)
+
+
+def _dense(join: Join) -> Answer:
+    """Dense connectivity: what was there before goes on beside new features, and these are what an SE recalibrates."""
+    if join.kind != "cat":
         return None
-    inside = block.ancestors[end] & ~placeholders(block)
-    return Unit(block.path, "aggregation", block, block.call.end, node, inside, end)
+    graph = join.graph
+    new = [operand for operand in join.operands if operand.transforms]
+    passing = [operand for operand in join.operands if not operand.convolutions]
+    if not new or not passing or len(new) + len(passing) < len(join.operands):
+        return None
+    whole = [operand for operand in passing if not operand.is_pooled]
+    if not whole:
+        return [Found("concat_residual", join, new[0], passing[0])] if len(join.operands) == 2 else None
+    if any(graph.values[operand.made].kind == "in" for operand in whole):
+        return Unfit("a concatenation with the network's input")
+    if len(join.operands) == 2 and not _is_fed_by(new[0], passing[0]):
+        return [Found("concat_residual", join, new[0], passing[0])]
+    return [Found("dense", join, operand, whole[0], None, i == 0) for i, operand in enumerate(new)]
 
 
-def chains_of(block: Block) -> list[str]:
-    """The block's path, if all it returns is a concatenated chain: what aggregates it is in the block around it."""
-    returned = block.output().args[0]
-    join = join_at(block, returned) if isinstance(returned, fx.Node) else None
-    return [block.path] if join is not None and join.kind == "cat" and _is_chain(join) else []
-
-
-def _after_aggregation(block: Block, node: fx.Node) -> fx.Node:
-    allowed = frozenset({"conv", "norm", "act"})
-    last = node
-    while len(last.users) >= 1:
-        users = [user for user in last.users if user.op != "output"]
-        if len(users) != 1 or not block.kinds(users[0]) or not block.kinds(users[0]) <= allowed:
-            break
-        last = users[0]
-    return last
+def _is_fed_by(operand: Operand, other: Operand) -> bool:
+    """Whether an operand was made of another one as a whole, and not of another part of what that is a part of."""
+    return other.value.index in operand.graph.entries(operand.alone, operand.value.index)
 
 
 def _concat_residual(join: Join) -> Answer:
-    """A residual by concatenation: one transformed operand with an untransformed one (chunked, pooled or plain)."""
+    """A residual by concatenation: one transformed operand, and one without an activation on its way."""
     if join.kind != "cat" or len(join.operands) != 2:
         return None
     for branch, other in (join.operands, join.operands[::-1]):
-        if branch.transformed and "c" not in other.script:
-            return [joined("concat_residual", join, branch, other)]
+        if branch.transforms and not other.transforms:
+            return [Found("concat_residual", join, branch, other)]
     return None
 
 
 def _inception(join: Join) -> Answer:
     """Parallel branches from one input, concatenated."""
-    branches = [operand for operand in join.operands if operand.transformed]
-    return [joined("inception", join)] if join.kind == "cat" and len(branches) >= 2 else None
+    branches = [operand for operand in join.operands if operand.transforms]
+    return [Found("inception", join)] if join.kind == "cat" and len(branches) >= 2 else None
 
 
 def _concat(join: Join) -> Answer:
     """Any other concatenation is no unit."""
-    return Reject(join.block.path, "a concatenation of maps that were not transformed here")
+    return Unfit("a concatenation of maps that were not transformed here")
 
 
 RULES: tuple[Callable[[Join], Answer], ...] = (
     _long_skip,
     _residual,
+    _several,
     _sum,
     _cell,
-    _dual_path,
-    _dense,
     _aggregation,
+    _dense,
     _concat_residual,
     _inception,
     _concat,
 )
 
 
-def joins_of(block: Block) -> tuple[list[Unit], list[Reject]]:
-    """The units of one block, from its last join back: a join inside a unit's branch is a part of that unit."""
-    found: list[Unit] = []
-    rejected: list[Reject] = []
-    taken = 0
-    for node in reversed(block.nodes):
-        join = join_at(block, node)
-        if join is None:
-            continue
-        if taken >> block.index[node] & 1:
-            rejected.append(Reject(block.path, WITHIN))
-            continue
+@dataclass
+class Verdicts:
+    """What the joins of a network are.
+
+    Attributes:
+        found: The units, in order of execution.
+        unfit: Every other join, with the reason.
+    """
+
+    found: list[Found] = field(default_factory=list)
+    unfit: list[tuple[Join, Unfit]] = field(default_factory=list)
+
+
+def judged(graph: Graph) -> Verdicts:
+    """What each join of a network is, by itself."""
+    verdicts = Verdicts()
+    for join in graph.joins:
         answer = next(answer for rule in RULES if (answer := rule(join)) is not None)
-        if isinstance(answer, Reject):
-            rejected.append(answer)
-            continue
-        found.extend(answer)
-        taken |= union_of([operand.alone for operand in join.operands] + [unit.branch for unit in answer])
-    return found, rejected
+        if isinstance(answer, Unfit):
+            verdicts.unfit.append((join, answer))
+        else:
+            verdicts.found += answer
+    return verdicts

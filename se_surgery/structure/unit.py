@@ -34,6 +34,7 @@ class Unit:
         transformed: Last node of the branch.
         untransformed: Last node of the shortcut.
         convolution: The convolution of a `plain` unit.
+        is_first: Whether it is the first unit of its join; what comes behind the join is the first one's.
     """
 
     path: str
@@ -45,6 +46,7 @@ class Unit:
     transformed: fx.Node | None = None
     untransformed: fx.Node | None = None
     convolution: Event | None = None
+    is_first: bool = True
 
     @cached_property
     def nodes(self) -> list[fx.Node]:

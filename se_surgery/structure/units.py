@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from torch import nn
+from torch import fx, nn
 
 from ..errors import InstanceForwardError, TraceError
 from ..reading.anatomy import Anatomy
@@ -23,12 +23,13 @@ from ..reading.layout import is_under, parents
 from ..reading.ways import names_in
 from ..records import original_class
 from .behind import after_convolution, behind_in
-from .joins import Join, join_at, joined, placeholders
+from .graph import Graph
+from .hosts import Hosts, aggregation
+from .joins import Side, counterpart, end_of, placeholders, sides_of, sources_of
+from .nesting import HOLDER, settle
 from .outside import ON_SEQUENCES, ON_TOKENS, in_heads, outside, works_on_sequences, works_on_tokens
-from .rules import WITHIN, aggregation, chains_of, joins_of
+from .rules import Verdicts, judged
 from .unit import WITH_SHORTCUT, Reject, Unit
-
-HOLDER = "joins branches that hold whole units; those get the SEs"
 
 
 @dataclass
@@ -38,32 +39,22 @@ class Units:
     Attributes:
         found: The units in order of execution.
         rejected: The candidates that are none.
-        chains: Modules that return a concatenated chain, which the module around them may aggregate.
         closed: Modules that join feature maps and cannot be traced.
+        not_understood: Modules with a join of which it is not known what it is.
     """
 
     found: list[Unit] = field(default_factory=list)
     rejected: list[Reject] = field(default_factory=list)
-    chains: list[str] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
+    not_understood: list[str] = field(default_factory=list)
 
 
 def recognise(anatomy: Anatomy) -> Units:
     """Find the units of a model."""
-    units = Units()
-    for path in _owners(anatomy):
-        try:
-            block = anatomy.block(path)
-        except TraceError as error:
-            units.closed.append(path)
-            units.rejected.append(Reject(path, str(error), "untraceable", isinstance(error, InstanceForwardError)))
-            continue
-        found, rejected = joins_of(block)
-        units.found += found
-        units.rejected += rejected
-        units.chains += chains_of(block)
-    _aggregated(anatomy, units)
-    units.found = _resolve_nesting(units)
+    graph, units = Graph(anatomy.look), Units()
+    verdicts = judged(graph)
+    settle(graph, verdicts)
+    _hosted(anatomy, graph, verdicts, units)
     _same_class(anatomy, units)
     _separable(anatomy, units)
     other = ON_TOKENS if works_on_tokens(anatomy.look) else ON_SEQUENCES if works_on_sequences(anatomy.look) else ""
@@ -82,57 +73,28 @@ def recognise(anatomy: Anatomy) -> Units:
     return units
 
 
+def _hosted(anatomy: Anatomy, graph: Graph, verdicts: Verdicts, units: Units) -> None:
+    """The units in the blocks that can hold them; a block that runs again has the same ones."""
+    hosts = Hosts(anatomy, graph)
+    for found in verdicts.found:
+        frame = found.join.value.frame
+        if frame is None or anatomy.look.calls[frame.path][0] is not frame:
+            continue
+        try:
+            units.found.append(hosts.unit(found))
+        except TraceError as error:
+            path = frame.path
+            if path not in units.closed:
+                units.closed.append(path)
+                units.rejected.append(Reject(path, str(error), "untraceable", isinstance(error, InstanceForwardError)))
+    units.rejected += [Reject(join.path, unfit.reason) for join, unfit in verdicts.unfit]
+    units.not_understood = [join.path for join, unfit in verdicts.unfit if not unfit.is_understood]
+
+
 def _settled(reject: Reject, found: list[Unit]) -> Reject:
     """What cannot be looked into blocks nothing where it lies in a unit's branch (FasterNet's partial convolution)."""
     inside = reject.blocking and any(unit.path != reject.path and unit.calls(reject.path) for unit in found)
     return replace(reject, blocking=False) if inside else reject
-
-
-def _owners(anatomy: Anatomy) -> list[str]:
-    """The modules whose own forward joins feature maps, in order of execution."""
-    seen = anatomy.look
-    paths = dict.fromkeys(event.path for event in seen.events if event.kind in ("add", "cat") and event.spatial)
-    return [path for path in paths if type(seen.modules[path]).forward is not nn.Sequential.forward]
-
-
-def _resolve_nesting(units: Units) -> list[Unit]:
-    """Of units inside one another keep the inner ones where those are whole residual units, else the outer one.
-
-    A residual branch that holds a single residual is a block with an attention module of that form (BAT) in it; with
-    several it is a group of blocks.
-    """
-    kept = list(units.found)
-    by_depth = sorted(units.found, key=lambda unit: unit.path.count(".") if unit.path else -1)
-    for outer in by_depth:
-        if outer not in kept or outer.kind == "dense":
-            continue
-        inner = [unit for unit in kept if is_under(unit.path, outer.path) and outer.calls(unit.path)]
-        whole = sum(unit.kind == "residual" for unit in inner)
-        if whole > 1 or (whole and outer.kind != "residual"):
-            kept.remove(outer)
-            units.rejected.append(Reject(outer.path, HOLDER))
-            continue
-        for unit in inner:
-            kept.remove(unit)
-            units.rejected.append(Reject(unit.path, WITHIN))
-    return kept
-
-
-def _aggregated(anatomy: Anatomy, units: Units) -> None:
-    """Chains that one module concatenates and the module around it aggregates (VoVNet)."""
-    for path in units.chains:
-        holder = path.rpartition(".")[0]
-        if holder not in anatomy.look.calls or any(unit.path == holder for unit in units.found):
-            continue
-        try:
-            block = anatomy.block(holder)
-        except TraceError as error:
-            units.rejected.append(Reject(holder, str(error), "untraceable"))
-            continue
-        node = next((n for n in block.nodes if n.name in block.calls and block.calls[n.name].path == path), None)
-        unit = aggregation(block, node) if node is not None else None
-        if unit is not None:
-            units.found.append(unit)
 
 
 def _same_class(anatomy: Anatomy, units: Units) -> None:
@@ -140,9 +102,6 @@ def _same_class(anatomy: Anatomy, units: Units) -> None:
     seen = anatomy.look
     classes = {_class_of(unit) for unit in units.found if unit.kind in WITH_SHORTCUT and unit.path} - {nn.Sequential}
     _open_holders(anatomy, units, classes)
-    # ShuffleNet's strided units look like a concatenation of parallel branches; their class says what they are.
-    strided = [unit for unit in units.found if unit.kind == "inception" and _class_of(unit) in classes]
-    units.found = [unit for unit in units.found if unit not in strided]
     found = []
     for path in seen.calls:
         if not path or path in units.closed:
@@ -180,7 +139,7 @@ def in_other_way(unit: Unit, block: Block) -> Unit | None:
     if unit.convolution is not None:
         return _plain_in(unit, unit.convolution, block)
     if unit.join is not None:
-        return _counterpart(unit, block, alike=True)
+        return _counterpart(unit, block)
     return None if is_part(block) else _whole(block)
 
 
@@ -208,21 +167,17 @@ def in_training(anatomy: Anatomy, unit: Unit) -> Unit | None:
     return _counterpart(unit, training.block(unit.path, unit.block.trace.method))
 
 
-def _counterpart(unit: Unit, block: Block, alike: bool = False) -> Unit | None:
-    """A unit in another graph of its block: the one of its kind with the same number there.
-
-    With `alike` a graph that has none of its kind has no counterpart.
-    """
+def _counterpart(unit: Unit, block: Block) -> Unit | None:
+    """A unit in another graph of its block."""
     if unit.join is None:
         return _straight(block)
-    if unit.join.op == "call_module":
+    if unit.kind == "aggregation" and unit.join.op == "call_module":
         node = next((node for node in block.nodes if node.target == unit.join.target), None)
         return aggregation(block, node) if node is not None else None
-    mine, others = ([found for found in joins_of(graph)[0] if found.kind == unit.kind] for graph in (unit.block, block))
-    if not alike:
-        mine, others = mine or [_straight(unit.block)], others or [_straight(block)]
-    index = [found.join for found in (mine or [_straight(unit.block)])].index(unit.join)
-    return others[index] if index < len(others) else None
+    other = counterpart(unit, block)
+    if other is None or unit.kind != "aggregation":
+        return other
+    return aggregation(block, other.join) if other.join is not None else None
 
 
 def _straight(block: Block) -> Unit:
@@ -230,8 +185,18 @@ def _straight(block: Block) -> Unit:
     join = _last_concat(block)
     if join is not None:
         # ShuffleNet's strided unit: both sides are transformed; the longer one is the branch.
-        branch, other = sorted(join.operands, key=lambda operand: operand.convolutions, reverse=True)
-        return joined("concat_residual", join, branch, other)
+        sides = sides_of(block, sources_of(block, join))
+        branch, other = sorted(sides, key=lambda side: _length(block, side), reverse=True)
+        return Unit(
+            path=block.path,
+            kind="concat_residual",
+            block=block,
+            end=end_of(block, join),
+            join=join,
+            branch=branch.alone,
+            transformed=branch.node,
+            untransformed=other.node,
+        )
     return _whole(block)
 
 
@@ -242,10 +207,17 @@ def _whole(block: Block) -> Unit:
     return Unit(block.path, "straight", block, block.call.end, None, inside)
 
 
-def _last_concat(block: Block) -> Join | None:
-    joins = [join for node in block.nodes if (join := join_at(block, node)) is not None]
+def _length(block: Block, side: Side) -> int:
+    return block.script(block.within(side.alone)).count("c")
+
+
+def _last_concat(block: Block) -> fx.Node | None:
+    """The last join of a block, where that is a concatenation of two maps."""
+    joins = [
+        n for n in block.nodes if block.kind(n) in ("add", "cat") and block.is_map(n) and len(block.maps_into(n)) > 1
+    ]
     last = joins[-1] if joins else None
-    return last if last is not None and last.kind == "cat" and len(last.operands) == 2 else None
+    return last if last is not None and block.kind(last) == "cat" and len(block.maps_into(last)) == 2 else None
 
 
 def _touches(units: Iterable[Unit], path: str) -> bool:

@@ -1,0 +1,251 @@
+"""Graph: the questions that rules ask about what a forward computed from what.
+
+In: a `Look`. Out: for every value the set of those that it was computed from, and its joins: the additions and
+concatenations of feature maps, with their operands.
+
+Sets of values are integers, one bit a value in order of execution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..reading.dataflow import Value
+from ..reading.layout import channel_axis, positions
+from ..reading.look import Look
+
+# What hands on the numbers of a map: also what a walk back to the value that made them goes over.
+_HANDED_ON = ("pass", "slice", "gate")
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """One operand of a join.
+
+    Attributes:
+        graph: The graph.
+        value: The value that is joined.
+        alone: The values that it alone is computed from, itself among them.
+    """
+
+    graph: Graph
+    value: Value
+    alone: int
+
+    @property
+    def convolutions(self) -> int:
+        """Number of the convolutions on the way to it alone."""
+        return (self.alone & self.graph.convolutions).bit_count()
+
+    @property
+    def is_activated(self) -> bool:
+        """Whether there is an activation on the way."""
+        return bool(self.alone & self.graph.activations)
+
+    @property
+    def transforms(self) -> bool:
+        """Whether there are a convolution and an activation on the way."""
+        return bool(self.convolutions) and self.is_activated
+
+    @property
+    def activates_last(self) -> bool:
+        """Whether an activation comes behind the first convolution on the way."""
+        first = lowest(self.alone & self.graph.convolutions)
+        return first is not None and bool((self.alone & self.graph.activations) >> first)
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether there is a pooling on the way."""
+        return any(self.graph.values[index].kind == "pool" for index in members(self.alone))
+
+    @cached_property
+    def entries(self) -> frozenset[int]:
+        """The values outside that the way begins with, each at what made it."""
+        return frozenset(self.graph.source(index) for index in self.graph.entries(self.alone, self.value.index))
+
+    @property
+    def made(self) -> int:
+        """What made its numbers, behind drop path, layer scale and slices."""
+        return self.graph.source(self.value.index)
+
+
+@dataclass(frozen=True, eq=False)
+class Join:
+    """An addition or concatenation of feature maps.
+
+    Attributes:
+        value: What it makes.
+        operands: What it joins; a sum of sums, each used nowhere else, is one sum of all.
+        absorbed: The sums in it that are a part of it.
+    """
+
+    graph: Graph
+    value: Value
+    operands: tuple[Operand, ...]
+    absorbed: frozenset[int]
+
+    @property
+    def kind(self) -> str:
+        """`add` or `cat`."""
+        return self.value.kind
+
+    @property
+    def path(self) -> str:
+        """The module whose own forward it is in."""
+        return self.value.frame.path if self.value.frame is not None else ""
+
+    @property
+    def region(self) -> int:
+        """Everything that its operands alone are computed from."""
+        return union_of(operand.alone for operand in self.operands)
+
+
+class Graph:
+    """What a forward computed from what.
+
+    Attributes:
+        values: The values in order of execution.
+        ancestors: For each the set of itself and all that it was computed from.
+        convolutions: The set of convolutions of maps that have filters to learn.
+        activations: The set of activations.
+        enlarged: The set of what has more positions than what it was made of.
+    """
+
+    def __init__(self, look: Look) -> None:
+        self.look = look
+        self.values = look.values
+        self.ancestors: list[int] = []
+        self.users: list[list[int]] = [[] for _ in self.values]
+        self.convolutions = self.activations = self.enlarged = 0
+        for value in self.values:
+            mask = 1 << value.index
+            for source in value.inputs:
+                mask |= self.ancestors[source]
+            self.ancestors.append(mask)
+            for source in value.all_inputs:
+                self.users[source].append(value.index)
+            self._sort(value)
+
+    def _sort(self, value: Value) -> None:
+        bit = 1 << value.index
+        if not value.is_map:
+            return
+        event = value.event
+        if event is not None and event.kind == "conv" and self.look.learns(event.path):
+            self.convolutions |= bit
+        if value.kind == "act":
+            self.activations |= bit
+        if value.inputs and self.values[value.inputs[0]].is_map and self.area(value) > self.area(value.inputs[0]):
+            self.enlarged |= bit
+
+    def area(self, value: Value | int) -> int:
+        """Number of positions of a value's map."""
+        shape = (self.values[value] if isinstance(value, int) else value).shape
+        return math.prod(positions(shape, channel_axis(shape, self.look.size or (1, 1))))
+
+    def source(self, index: int) -> int:
+        """From a value back over what hands its numbers on, scaled or sliced, to what made them."""
+        while self.values[index].kind in _HANDED_ON and len(self.values[index].inputs) == 1:
+            index = self.values[index].inputs[0]
+        return index
+
+    def entries(self, inside: int, end: int) -> set[int]:
+        """The values outside a set that the values in it were made of; of an end that is not in it the end itself."""
+        found = {
+            source for index in members(inside) for source in self.values[index].inputs if not inside >> source & 1
+        }
+        return found or {end}
+
+    @cached_property
+    def joins(self) -> list[Join]:
+        """The joins in order of execution, but for those that are a part of another one."""
+        found = [join for value in self.values if (join := self._join(value)) is not None]
+        absorbed = frozenset().union(*(join.absorbed for join in found))
+        return [join for join in found if join.value.index not in absorbed]
+
+    @cached_property
+    def long_skips(self) -> frozenset[Join]:
+        """The joins of which one operand comes up from smaller maps that it alone is computed from.
+
+        An attention that does so inside a branch (BAT) makes nothing of the kind of that branch.
+        """
+        found: list[Join] = []
+        for join in self.joins:
+            area = self.area(join.value)
+            closed = union_of(other.region for other in found if self.area(other.value) == area)
+            if any(self._comes_up(operand.alone & ~closed, area) for operand in join.operands):
+                found.append(join)
+        return frozenset(found)
+
+    def _comes_up(self, alone: int, area: int) -> bool:
+        inside = (self.values[index] for index in members(alone)) if alone & self.enlarged else ()
+        return any(value.is_map and self.area(value) < area for value in inside)
+
+    def _join(self, value: Value) -> Join | None:
+        if value.kind not in ("add", "cat") or not value.is_map or len(value.inputs) < 2 or value.frame is None:
+            return None
+        sources, absorbed = self._flat(value)
+        if value.kind == "add":
+            is_join = all(self.values[source].shape == value.shape for source in sources)
+        else:
+            is_join = all(self._keeps_positions(value, self.values[source]) for source in sources)
+        if not is_join or not all(self.values[source].is_map for source in sources):
+            return None
+        return Join(self, value, tuple(self._operands(sources)), frozenset(absorbed))
+
+    def _operands(self, sources: list[int]) -> Iterator[Operand]:
+        for source in sources:
+            others = union_of(self.ancestors[other] for other in sources if other != source)
+            yield Operand(self, self.values[source], self.ancestors[source] & ~others)
+
+    def _flat(self, value: Value) -> tuple[list[int], set[int]]:
+        """The operands of a join, and the sums among them that are a part of it."""
+        sources: list[int] = []
+        absorbed: set[int] = set()
+        for index in value.inputs:
+            if value.kind == "add" and self.is_part(index, value):
+                inner, more = self._flat(self.values[index])
+                sources += inner
+                absorbed |= {index, *more}
+            else:
+                sources.append(index)
+        return sources, absorbed
+
+    def is_part(self, index: int, outer: Value) -> bool:
+        """Whether a value is a sum of the same forward that goes into another sum and nowhere else."""
+        inner = self.values[index]
+        is_inner = inner.kind == "add" and inner.is_map and len(inner.inputs) > 1 and inner.frame is outer.frame
+        return is_inner and not inner.calls and len(self.users[index]) == 1
+
+    def _keeps_positions(self, value: Value, part: Value) -> bool:
+        """Whether a part of a concatenation has other channels than the whole, and the same positions."""
+        if len(value.shape) != len(part.shape):
+            return False
+        other = [axis for axis, sizes in enumerate(zip(value.shape, part.shape, strict=True)) if len(set(sizes)) > 1]
+        if other == [1]:
+            return channel_axis(value.shape, self.look.size or (1, 1)) != -1
+        return other == [len(value.shape) - 1] and channel_axis(value.shape, self.look.size or (1, 1)) != 1
+
+
+def members(mask: int) -> Iterator[int]:
+    """The members of a set, in order."""
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low
+
+
+def lowest(mask: int) -> int | None:
+    """The first member of a set, or None."""
+    return (mask & -mask).bit_length() - 1 if mask else None
+
+
+def union_of(masks: Iterable[int]) -> int:
+    """The union of some sets."""
+    union = 0
+    for mask in masks:
+        union |= mask
+    return union

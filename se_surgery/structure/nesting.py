@@ -1,0 +1,135 @@
+"""Nesting: which units remain where units lie in one another, or several have one place.
+
+In: what each join of a network is by itself. Out: the units that count; each of the others is a join with a reason.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from torch import nn
+
+from ..reading.dataflow import Value
+from ..records import original_class
+from .graph import Graph, Join, members
+from .rules import LONG, TWICE, WITHIN, Found, Unfit, Verdicts
+
+HOLDER = "joins branches that hold whole units; those get the SEs"
+_ORDER = {"residual": 0}
+
+
+def settle(graph: Graph, verdicts: Verdicts) -> None:
+    """Take out the units that do not count."""
+    _open_nets(graph, verdicts)
+    _strided(graph, verdicts)
+    _cells(graph, verdicts)
+    _one_a_place(verdicts)
+    _resolve(graph, verdicts)
+
+
+def _give_up(verdicts: Verdicts, units: Iterable[Found], reason: str) -> None:
+    """Make joins with a reason of some units."""
+    gone = set(units)
+    verdicts.found = [found for found in verdicts.found if found not in gone]
+    still = {found.join for found in verdicts.found}
+    joins = dict.fromkeys(found.join for found in gone)
+    verdicts.unfit += [(join, Unfit(reason)) for join in joins if join not in still]
+
+
+def _open_nets(graph: Graph, verdicts: Verdicts) -> None:
+    """The innermost of nested U-Nets has no smaller maps: its class says what it is."""
+    long = Counter(_class_of(join) for join, unfit in verdicts.unfit if unfit.reason == LONG)
+    found = Counter(_class_of(found.join) for found in verdicts.found)
+    nets = {cls for cls, count in long.items() if count >= found[cls]}
+    _give_up(verdicts, [found for found in verdicts.found if _class_of(found.join) in nets], LONG)
+
+
+def _strided(graph: Graph, verdicts: Verdicts) -> None:
+    """ShuffleNet's strided units look like two parallel branches; their class says what they are.
+
+    The longer side is the branch. What only pools on the other side (a reduction) says nothing of its class.
+    """
+    split = {_class_of(found.join) for found in verdicts.found if found.kind == "concat_residual" and _passes(found)}
+    for i, found in enumerate(verdicts.found):
+        if found.kind == "inception" and len(found.join.operands) == 2 and _class_of(found.join) in split:
+            branch, other = sorted(found.join.operands, key=lambda side: side.convolutions, reverse=True)
+            verdicts.found[i] = Found("concat_residual", found.join, branch, other)
+
+
+def _passes(found: Found) -> bool:
+    return found.shortcut is not None and not found.shortcut.is_pooled
+
+
+def _class_of(join: Join) -> type[nn.Module]:
+    return original_class(join.graph.look.modules[join.path])
+
+
+def _cells(graph: Graph, verdicts: Verdicts) -> None:
+    """What is joined on the way to a cell's concatenation, in the same forward, is the cell's."""
+    cells = [found.join.value for found in verdicts.found if found.kind == "cell"]
+    inner = [found for found in verdicts.found if found.kind != "cell" and _feeds(graph, found, cells)]
+    _give_up(verdicts, inner, WITHIN)
+
+
+def _feeds(graph: Graph, found: Found, cells: list[Value]) -> bool:
+    value = found.join.value
+    return any(value.frame is cell.frame and graph.ancestors[cell.index] >> value.index & 1 for cell in cells)
+
+
+def _one_a_place(verdicts: Verdicts) -> None:
+    """Of units with one place the residual one stays, and otherwise the first one."""
+    best: dict[int, Found] = {}
+    for found in sorted(verdicts.found, key=lambda found: _ORDER.get(found.kind, 1)):
+        best.setdefault(found.site, found)
+    kept = set(best.values())
+    _give_up(verdicts, [found for found in verdicts.found if found not in kept], TWICE)
+
+
+def _resolve(graph: Graph, verdicts: Verdicts) -> None:
+    """Of units inside one another keep the inner ones where those are whole residual units, else the outer one.
+
+    A branch that holds a single residual with convolutions behind it is a block with an attention module of that form
+    (BAT) in it; with several it is a group of blocks.
+    """
+    waiting = sorted(verdicts.found, key=lambda found: found.region.bit_count(), reverse=True)
+    holders = {
+        _class_of(outer.join) for outer in waiting if outer.kind != "residual" and len(_whole(waiting, outer)) > 1
+    }
+    gone: set[Found] = set()
+    for outer in waiting:
+        if outer in gone:
+            continue
+        inner = [found for found in waiting if found not in gone and _is_inside(found, outer)]
+        whole = [found for found in _whole(waiting, outer) if found not in gone]
+        # Of one class all hold what one of them does: the same module has more blocks in it elsewhere.
+        is_holder = outer.kind != "residual" and _class_of(outer.join) in holders
+        if len(whole) > 1 or (whole and (is_holder or not _goes_on(graph, outer, whole[0]))):
+            gone.add(outer)
+            _give_up(verdicts, [outer], HOLDER)
+        elif inner:
+            gone.update(inner)
+            _give_up(verdicts, inner, WITHIN)
+
+
+def _whole(units: list[Found], outer: Found) -> list[Found]:
+    """The whole residual units inside another one, in other forwards than its own."""
+    inner = (found for found in units if found.kind == "residual" and _is_inside(found, outer))
+    return [found for found in inner if _is_elsewhere(found, outer)]
+
+
+def _is_inside(inner: Found, outer: Found) -> bool:
+    region = outer.region
+    is_part = inner.join.value.index != outer.join.value.index and not inner.region & ~region
+    return is_part and bool(region >> inner.join.value.index & 1)
+
+
+def _is_elsewhere(inner: Found, outer: Found) -> bool:
+    """Whether a unit is in another module's forward than the one that it lies in: one forward is one unit."""
+    return inner.join.value.frame is not outer.join.value.frame and outer.kind != "cell"
+
+
+def _goes_on(graph: Graph, outer: Found, inner: Found) -> bool:
+    """Whether convolutions of an outer unit come behind an inner one's join."""
+    after = outer.region & graph.convolutions & ~graph.ancestors[inner.join.value.index]
+    return any(graph.ancestors[index] >> inner.join.value.index & 1 for index in members(after))
