@@ -31,11 +31,11 @@ from .placements import PLACEMENTS, NoPlace, place, places
 class Exam:
     """Everything that looking at a model tells: its units, stages and SEs. Changes nothing."""
 
-    def __init__(self, model: nn.Module, example_input: Any = None) -> None:
+    def __init__(self, model: nn.Module, example_input: Any = None, heads: bool = False) -> None:
         refuse_unfit(model)
         self.seen: Look = look(model, example_input)
         self.anatomy = Anatomy(self.seen)
-        self.units: Units = recognise(self.anatomy)
+        self.units: Units = recognise(self.anatomy, heads)
         self.stages = Stages(self.seen, [unit.end for unit in self.units.found])
         self.existing: list[SESite] = []
         # The SEs of every unit, by the unit's index.

@@ -123,6 +123,8 @@ def place(anatomy: Anatomy, unit: Unit, placement: str) -> Edge:
     rules = PLACEMENTS[placement]
     if unit.kind not in rules:
         raise NoPlace(_WHY_NOT[placement])
+    if not unit.is_first and placement in ("post", "identity"):
+        raise NoPlace("its addition is another unit's, too, and that one has the place")
     try:
         edge = rules[unit.kind](anatomy, unit)
     except TraceError as error:
@@ -151,6 +153,10 @@ def _at_the_end(anatomy: Anatomy, unit: Unit) -> Edge:
     return _edge(anatomy, block, block.walk_back(_returned_map(block)))
 
 
+def _after_layer(anatomy: Anatomy, unit: Unit) -> Edge:
+    return _at_the_end(anatomy, unit) if is_module(unit) else _after_transformation(anatomy, unit)
+
+
 def _behind_activation(anatomy: Anatomy, unit: Unit) -> Edge:
     assert unit.transformed is not None
     return _edge(anatomy, unit.block, unit.transformed)
@@ -162,7 +168,7 @@ def _behind_activation(anatomy: Anatomy, unit: Unit) -> Edge:
 def _before_branch(anatomy: Anatomy, unit: Unit) -> Edge:
     """On the one fork that feeds the branch, behind an activation that changes the fork in place."""
     block = _own_block(anatomy, unit)
-    inside = unit.branch if unit.kind != "dense" else _whole(block)
+    inside = _whole(block) if is_module(unit) else unit.branch
     fork, consumers = _fork(block, inside)
     while any(changes_in_place(block, consumer) for consumer in consumers):
         if len(consumers) > 1:
@@ -257,7 +263,7 @@ def _taker(block: Block, join: fx.Node, operand: fx.Node) -> fx.Node:
 def _after_wide_convolution(anatomy: Anatomy, unit: Unit) -> Edge:
     """After the branch's last convolution with k > 1, its normalisation and activation: on the whole map there."""
     block = _own_block(anatomy, unit)
-    nodes = unit.nodes if unit.kind != "dense" else block.within(_whole(block))
+    nodes = block.within(_whole(block)) if is_module(unit) else unit.nodes
     wide = [event for event in block.convolutions(nodes) if event.wide]
     if not wide:
         raise NoPlace("the branch has no convolution with k > 1")
@@ -269,7 +275,12 @@ def _after_wide_convolution(anatomy: Anatomy, unit: Unit) -> Edge:
 
 def _own_block(anatomy: Anatomy, unit: Unit) -> Block:
     """The unit's own block; a dense layer was recognised in the forward of the block that joins it."""
-    return anatomy.block(unit.path) if unit.kind == "dense" else unit.block
+    return anatomy.block(unit.path) if is_module(unit) else unit.block
+
+
+def is_module(unit: Unit) -> bool:
+    """Whether all that a module does is the branch: a dense layer, or one of a block that nobody can look into."""
+    return unit.kind == "branch" or (unit.kind == "dense" and unit.join is None)
 
 
 def _returned_map(block: Block) -> fx.Node:
@@ -296,17 +307,17 @@ PLACEMENTS: dict[str, dict[str, Rule]] = {
     "standard": {
         **dict.fromkeys((*WITH_SHORTCUT, "aggregation"), _after_transformation),
         "inception": _after_join,
-        "straight": _at_the_end,
-        "dense": _at_the_end,
+        **dict.fromkeys(("straight", "branch"), _at_the_end),
+        "dense": _after_layer,
         "plain": _behind_activation,
     },
-    "pre": dict.fromkeys((*_BRANCHES, "dense"), _before_branch),
+    "pre": dict.fromkeys((*_BRANCHES, "branch", "dense"), _before_branch),
     "post": {
         **dict.fromkeys(WITH_SHORTCUT, _after_addition),
         **dict.fromkeys(("aggregation", "straight"), _before_return),
     },
     "identity": dict.fromkeys(WITH_SHORTCUT, _on_shortcut),
-    "inner": dict.fromkeys((*_BRANCHES, "dense"), _after_wide_convolution),
+    "inner": dict.fromkeys((*_BRANCHES, "branch", "dense"), _after_wide_convolution),
     "inception": {"inception": _after_join},
 }
 _WHY_NOT = {

@@ -222,11 +222,11 @@ class _Planner:
 
     def _blocked(self, unit: Unit, site: Site) -> str | None:
         """Why a site that was asked for cannot be done, or None."""
-        for path, places_of_it in self.shared.items():
-            if path in (unit.path, site.host) or is_under(site.host, path):
-                return f"it is shared between two places ({' and '.join(places_of_it)}), and its SE would be too"
         calls = len(self.exam.seen.calls[site.host])
         if calls > 1:
+            for path, places_of_it in self.shared.items():
+                if path in (unit.path, site.host) or is_under(site.host, path):
+                    return f"it is shared between two places ({' and '.join(places_of_it)}), and its SE would be too"
             return f"{site.host!r} runs {calls} times in one forward, and its SE would too"
         if self.options.attn != "se" and len(site.edge.shape) != 4:
             return f"{self.options.attn} takes maps of two dimensions"

@@ -138,7 +138,10 @@ class Graph:
             self.convolutions |= bit
         if value.kind == "act":
             self.activations |= bit
-        if value.inputs and self.values[value.inputs[0]].is_map and self.area(value) > self.area(value.inputs[0]):
+        before = self.values[value.inputs[0]] if value.inputs else value
+        # Windows are cut out of maps as images of their own, and put together again.
+        is_same_batch = before.is_map and before.shape[0] == value.shape[0]
+        if is_same_batch and self.area(value) > self.area(before):
             self.enlarged |= bit
 
     def area(self, value: Value | int) -> int:
@@ -151,6 +154,17 @@ class Graph:
         while self.values[index].kind in _HANDED_ON and len(self.values[index].inputs) == 1:
             index = self.values[index].inputs[0]
         return index
+
+    def before(self, index: int) -> int | None:
+        """The convolution that another one follows, with normalisation, activation and gates at most between them."""
+        while len(self.values[index].inputs) == 1:
+            index = self.values[index].inputs[0]
+            value = self.values[index]
+            if self.convolutions >> index & 1:
+                return index
+            if value.kind not in ("norm", "act", "pass", "gate") or not value.is_map:
+                return None
+        return None
 
     def entries(self, inside: int, end: int) -> set[int]:
         """The values outside a set that the values in it were made of; of an end that is not in it the end itself."""
@@ -174,15 +188,19 @@ class Graph:
         """
         found: list[Join] = []
         for join in self.joins:
-            area = self.area(join.value)
-            closed = union_of(other.region for other in found if self.area(other.value) == area)
-            if any(self._comes_up(operand.alone & ~closed, area) for operand in join.operands):
+            alike = [other for other in found if self.area(other.value) == self.area(join.value)]
+            if any(self._comes_up(operand.alone, alike, join.value) for operand in join.operands):
                 found.append(join)
         return frozenset(found)
 
-    def _comes_up(self, alone: int, area: int) -> bool:
+    def _comes_up(self, alone: int, closed: list[Join], joined: Value) -> bool:
+        """Whether a branch has smaller maps in it, but for those of skip connections that are closed inside of it."""
+        if not alone & self.enlarged:
+            return False
+        alone &= ~union_of(other.region for other in closed if alone >> other.value.index & 1)
         inside = (self.values[index] for index in members(alone)) if alone & self.enlarged else ()
-        return any(value.is_map and self.area(value) < area for value in inside)
+        maps = (value for value in inside if value.is_map and value.shape[0] == joined.shape[0])
+        return any(self.area(value) < self.area(joined) for value in maps)
 
     def _join(self, value: Value) -> Join | None:
         if value.kind not in ("add", "cat") or not value.is_map or len(value.inputs) < 2 or value.frame is None:

@@ -8,11 +8,12 @@ are the same in both, in the same order.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 from torch import fx, nn
 
-from ..errors import TraceError
+from ..errors import InstanceForwardError, TraceError
 from ..reading.anatomy import Anatomy
 from ..reading.block import Block
 from ..reading.dataflow import Value
@@ -22,7 +23,7 @@ from .joins import Side, end_of, placeholders, sides_of, union_of
 from .rules import Found, around, before_gates, behind
 from .unit import Unit
 
-_ELSEWHERE = "its join is not in the graph of its forward"
+ELSEWHERE = "its join is not in the graph of its forward"
 
 
 class Hosts:
@@ -38,13 +39,18 @@ class Hosts:
         Raises:
             TraceError: The forward that it is in cannot be written as a graph, or its graph has no such join.
         """
-        if found.kind == "aggregation":
-            return self._aggregation(found)
-        if found.kind == "dense":
-            layer = self._layer(found)
-            if layer is not None:
-                return layer
-        return self._joined(found)
+        try:
+            if found.kind == "aggregation":
+                return self._aggregation(found)
+            layer = self._layer(found) if found.kind == "dense" else None
+            return layer or self._joined(found)
+        except InstanceForwardError:
+            raise
+        except TraceError:
+            branch = self._branch(found)
+            if branch is None:
+                raise
+            return branch
 
     def _joined(self, found: Found) -> Unit:
         block, node = self._node(found.join)
@@ -76,7 +82,7 @@ class Hosts:
         block = self.anatomy.block(frame.path)
         node = self._node_of(block, join.value.index)
         if node is None:
-            raise TraceError(_ELSEWHERE)
+            raise TraceError(ELSEWHERE)
         return block, node
 
     def _node_of(self, block: Block, index: int) -> fx.Node | None:
@@ -89,7 +95,7 @@ class Hosts:
         """The operands of a join as nodes of a block's graph, each with the nodes that it alone is computed from."""
         sources = self._sources(block, node, join.value, join)
         if len(sources) != len(join.operands):
-            raise TraceError(_ELSEWHERE)
+            raise TraceError(ELSEWHERE)
         pairs = zip(sides_of(block, sources), join.operands, strict=True)
         return [replace(side, alone=side.alone | self._shared(block, operand, side.node)) for side, operand in pairs]
 
@@ -97,7 +103,7 @@ class Hosts:
         """The nodes that a join takes, those of the sums that are a part of it included."""
         maps = block.maps_into(node)
         if len(maps) != len(value.inputs):
-            raise TraceError(_ELSEWHERE)
+            raise TraceError(ELSEWHERE)
         found: list[fx.Node] = []
         for index, source in zip(value.inputs, maps, strict=True):
             if index in join.absorbed:
@@ -129,6 +135,19 @@ class Hosts:
         frame = self.anatomy.block(join.value.frame.path)
         return Unit(layers[-1].path, "dense", frame, layers[-1].end)
 
+    def _branch(self, found: Found) -> Unit | None:
+        """A branch that is a module of its own, where the forward around it cannot be written as a graph."""
+        if found.branch is None:
+            return None
+        calls = [call for call in found.branch.value.calls if not found.join.value.is_in(call)]
+        modules = self.graph.look.modules
+        layers = [call for call in calls if not type(modules[call.path]).__module__.startswith("torch.nn.")]
+        layers = [call for call in layers if not _is_sequential(self.graph, call)]
+        for call in reversed(layers):
+            with contextlib.suppress(TraceError):
+                return Unit(call.path, "branch", self.anatomy.block(call.path), call.end)
+        return None
+
     def _aggregation(self, found: Found) -> Unit:
         """A concatenated chain with the convolution behind it, which may be in the forward around."""
         block = self.anatomy.block(around(found.join).path)
@@ -139,7 +158,7 @@ class Hosts:
         candidates = (self._result(block, self.graph.values[i]) for i in (chain[inner - 1], *chain[inner:]))
         end = next((candidate for candidate in candidates if candidate is not None), None)
         if node is None or end is None:
-            raise TraceError(_ELSEWHERE)
+            raise TraceError(ELSEWHERE)
         inside = block.ancestors[end] & ~placeholders(block)
         return Unit(block.path, "aggregation", block, block.call.end, node, inside, end)
 

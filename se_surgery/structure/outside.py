@@ -10,10 +10,15 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
+from ..reading.events import is_map
 from ..reading.layout import is_under, parents
 from ..reading.look import Look
+from .graph import Graph, lowest, union_of
+from .rules import LONG, Verdicts
 from .unit import Reject, Unit
 
+_BACKBONES = ("backbone", "encoder")
+BEHIND = "in a neck, head or decoder behind"
 OUTSIDE = "a convolution outside of all units: of a stem, a downsampling or a head"
 ON_TOKENS = "its layers are linear ones on tokens, and its convolutions only make those"
 ON_SEQUENCES = "its convolutions are on sequences (Conv1d), and an SE is for maps of two or three dimensions"
@@ -36,22 +41,63 @@ def works_on_sequences(seen: Look) -> bool:
     return bool(kernels) and max(kernels) == 1
 
 
-def in_heads(seen: Look, found: Sequence[Unit]) -> Iterator[tuple[Unit, Reject]]:
-    """The units behind the backbone of a detection or segmentation network, and those that make the class scores.
+def puts_out_maps(graph: Graph) -> bool:
+    """Whether a network puts out maps, or several values, and not one vector an image."""
+    output = graph.look.calls[""][0].output
+    if not isinstance(output, Tensor):
+        return True
+    return is_map(output.shape)
 
-    `backbone` is what torchvision's networks, and those of many others, call the part that is a classifier without its
-    head.
+
+def in_heads(graph: Graph, verdicts: Verdicts, found: Sequence[Unit]) -> Iterator[tuple[Unit, Reject]]:
+    """The units in the neck, the head or the decoder of a detection or segmentation network.
+
+    `backbone` and `encoder` are what most call the part that is a classifier without its head; timm's `features_only`
+    makes one, too. Where a network has none of that name, what goes up to larger maps again is the decoder.
     """
-    has_backbone = isinstance(seen.modules.get("backbone"), nn.Module)
+    seen = graph.look
+    root = _backbone(seen, found)
+    up = _first_up(graph, verdicts) if root is None and puts_out_maps(graph) else None
+    for unit in found:
+        if root is not None and not (unit.path == root or is_under(unit.path, root)):
+            yield unit, Reject(unit.path, f"{BEHIND} {root!r}")
+        elif up is not None and unit.end > up:
+            yield unit, Reject(unit.path, f"{BEHIND} where its maps get larger again")
+
+
+def _backbone(seen: Look, found: Sequence[Unit]) -> str | None:
+    """The path of the module that is a network's backbone, or None; it holds units."""
+    named = [path for path in seen.modules if path.rpartition(".")[2] in _BACKBONES and path in seen.calls]
+    wrapped = [path for path, module in seen.modules.items() if path and _is_features_only(module)]
+    for path in sorted([*named, *wrapped], key=lambda path: path.count(".")):
+        if any(unit.path == path or is_under(unit.path, path) for unit in found):
+            return path
+    return None
+
+
+def _is_features_only(module: nn.Module) -> bool:
+    """Whether it is what timm's `features_only` makes; by name, for timm has several classes of it."""
+    return type(module).__name__ in ("FeatureListNet", "FeatureDictNet", "FeatureHookNet", "FeatureGetterNet")
+
+
+def _first_up(graph: Graph, verdicts: Verdicts) -> int | None:
+    """When the first map got larger that goes into a skip connection over lower resolutions, or None."""
+    inner = union_of(found.region for found in verdicts.found)
+    long = [join for join, unfit in verdicts.unfit if unfit.reason == LONG and not inner >> join.value.index & 1]
+    ups = [lowest(operand.alone & graph.enlarged) for join in long for operand in join.operands]
+    clocks = [graph.values[index].clock for index in ups if index is not None]
+    return min(clocks, default=None)
+
+
+def in_scores(seen: Look, found: Sequence[Unit]) -> Iterator[tuple[Unit, Reject]]:
+    """The unit that makes the class scores."""
     last = next((event for event in reversed(seen.events) if event.kind in ("conv", "linear")), None)
     output = seen.calls[""][0].output
     # timm's networks say that they have no classes: what they put out then is features.
     has_scores = isinstance(output, Tensor) and getattr(seen.modules[""], "num_classes", None) != 0
     scores = tuple(output.shape[1:]) if has_scores else None
     for unit in found:
-        if has_backbone and not is_under(unit.path, "backbone"):
-            yield unit, Reject(unit.path, "in a head behind the backbone")
-        elif last is not None and unit.convolution is last and last.shape[1:2] == scores:
+        if last is not None and unit.convolution is last and last.shape[1:2] == scores:
             yield unit, Reject(last.path, "its channels are the outputs of the model")
 
 

@@ -26,10 +26,12 @@ class Unit:
 
     Attributes:
         path: Path of its block.
-        kind: `residual`, `concat_residual`, `inception`, `aggregation`, `straight`, `dense` or `plain`.
+        kind: `residual`, `concat_residual`, `inception`, `aggregation`, `straight`, `dense`, `plain`, or `branch`: a
+            module that is the branch of a block whose own forward nobody can look into.
         block: The traced block.
         end: When it ended, on the look's clock.
-        join: The addition or concatenation; None for `straight`, `dense` and `plain`.
+        join: The addition or concatenation; None for `straight`, `branch` and `plain`,
+            and for a dense layer that is a module.
         branch: Set of nodes of the transformed branch alone.
         transformed: Last node of the branch.
         untransformed: Last node of the shortcut.

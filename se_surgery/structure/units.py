@@ -9,8 +9,7 @@ unit at all is a plain one, and each of its convolutions is a unit.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from torch import fx, nn
@@ -23,13 +22,25 @@ from ..reading.layout import is_under, parents
 from ..reading.ways import names_in
 from ..records import original_class
 from .behind import after_convolution, behind_in
-from .graph import Graph
-from .hosts import Hosts, aggregation
-from .joins import Side, counterpart, end_of, placeholders, sides_of, sources_of
+from .census import Census, Counted, Fate
+from .graph import Graph, Join, members
+from .hosts import ELSEWHERE, Hosts, aggregation
+from .joins import Side, counterpart, end_of, placeholders, sides_of, sources_of, union_of
 from .nesting import HOLDER, settle
-from .outside import ON_SEQUENCES, ON_TOKENS, in_heads, outside, works_on_sequences, works_on_tokens
-from .rules import Verdicts, judged
+from .outside import (
+    ON_SEQUENCES,
+    ON_TOKENS,
+    in_heads,
+    in_scores,
+    outside,
+    puts_out_maps,
+    works_on_sequences,
+    works_on_tokens,
+)
+from .rules import LONG, TWICE, WITHIN, Found, Verdicts, judged
 from .unit import WITH_SHORTCUT, Reject, Unit
+
+AGAIN = "its module runs again"
 
 
 @dataclass
@@ -40,55 +51,83 @@ class Units:
         found: The units in order of execution.
         rejected: The candidates that are none.
         closed: Modules that join feature maps and cannot be traced.
-        not_understood: Modules with a join of which it is not known what it is.
+        census: What became of each join.
     """
 
     found: list[Unit] = field(default_factory=list)
     rejected: list[Reject] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
-    not_understood: list[str] = field(default_factory=list)
+    census: Census = field(default_factory=Census)
 
 
-def recognise(anatomy: Anatomy) -> Units:
-    """Find the units of a model."""
-    graph, units = Graph(anatomy.look), Units()
+def recognise(anatomy: Anatomy, heads: bool = False) -> Units:
+    """Find the units of a model.
+
+    Args:
+        anatomy: The model.
+        heads: Whether the units of heads, necks and decoders count, too.
+    """
+    seen, units = anatomy.look, Units()
+    graph = Graph(seen)
     verdicts = judged(graph)
     settle(graph, verdicts)
-    _hosted(anatomy, graph, verdicts, units)
-    _same_class(anatomy, units)
-    _separable(anatomy, units)
-    other = ON_TOKENS if works_on_tokens(anatomy.look) else ON_SEQUENCES if works_on_sequences(anatomy.look) else ""
+    hosted = _hosted(anatomy, graph, verdicts, units)
+    _same_class(anatomy, units, verdicts)
+    _separable(anatomy, graph, verdicts, units)
+    other = ON_TOKENS if works_on_tokens(seen) else ON_SEQUENCES if works_on_sequences(seen) else ""
     if not units.found and other:
         units.closed = []
         units.rejected.append(Reject("", other))
-    # A network whose blocks cannot be looked into is not a plain one.
-    elif not units.found and not units.closed:
+    # A network whose blocks cannot be looked into is not a plain one, nor is one that is not understood.
+    elif not units.found and not units.closed and all(unfit.is_understood for _, unfit in verdicts.unfit):
         _plain(anatomy, units)
     units.found.sort(key=lambda unit: (unit.end, unit.start, unit.number))
-    for unit, reject in list(in_heads(anatomy.look, units.found)):
+    left = [] if heads else list(in_heads(graph, verdicts, units.found))
+    for unit, reject in [*left, *in_scores(seen, units.found)]:
         units.found.remove(unit)
         units.rejected.append(reject)
     units.rejected = [_settled(reject, units.found) for reject in units.rejected]
-    units.rejected += list(outside(anatomy.look, units.found, units.rejected))
+    units.rejected += list(outside(seen, units.found, units.rejected))
+    units.census = _counted(graph, verdicts, units, hosted)
     return units
 
 
-def _hosted(anatomy: Anatomy, graph: Graph, verdicts: Verdicts, units: Units) -> None:
+def _hosted(anatomy: Anatomy, graph: Graph, verdicts: Verdicts, units: Units) -> dict[Found, Unit]:
     """The units in the blocks that can hold them; a block that runs again has the same ones."""
-    hosts = Hosts(anatomy, graph)
+    hosts, hosted = Hosts(anatomy, graph), {}
     for found in verdicts.found:
-        frame = found.join.value.frame
-        if frame is None or anatomy.look.calls[frame.path][0] is not frame:
+        if not is_first_run(graph, found.join):
             continue
         try:
-            units.found.append(hosts.unit(found))
+            hosted[found] = hosts.unit(found)
         except TraceError as error:
-            path = frame.path
+            path = found.join.path
             if path not in units.closed:
                 units.closed.append(path)
                 units.rejected.append(Reject(path, str(error), "untraceable", isinstance(error, InstanceForwardError)))
+    units.found += hosted.values()
     units.rejected += [Reject(join.path, unfit.reason) for join, unfit in verdicts.unfit]
-    units.not_understood = [join.path for join, unfit in verdicts.unfit if not unfit.is_understood]
+    return hosted
+
+
+def is_first_run(graph: Graph, join: Join) -> bool:
+    """Whether a join is in the first call of its module."""
+    return graph.look.calls[join.path][0] is join.value.frame
+
+
+def _counted(graph: Graph, verdicts: Verdicts, units: Units, hosted: dict[Found, Unit]) -> Census:
+    """What became of each join; one of a module that runs again became what it was in the first run."""
+    reasons = {join: unfit.reason for join, unfit in verdicts.unfit}
+    served = {found.join for found, unit in hosted.items() if unit in units.found}
+    named = {reject.path: reject.reason for reject in units.rejected}
+    counted = []
+    for join in graph.joins:
+        reason = reasons.get(join, "")
+        again = not reason and not is_first_run(graph, join)
+        fate: Fate = "unit" if join in served else "part" if reason in (WITHIN, TWICE) or again else "none"
+        why = "" if fate == "unit" else reason or (AGAIN if again else named.get(join.path, ELSEWHERE))
+        counted.append(Counted(join.path, join.kind, fate, why))
+    return Census(tuple(counted))
 
 
 def _settled(reject: Reject, found: list[Unit]) -> Reject:
@@ -97,14 +136,18 @@ def _settled(reject: Reject, found: list[Unit]) -> Reject:
     return replace(reject, blocking=False) if inside else reject
 
 
-def _same_class(anatomy: Anatomy, units: Units) -> None:
-    """Blocks of a class that elsewhere has a shortcut, and have none themselves: strided inverted residuals."""
+def _same_class(anatomy: Anatomy, units: Units, verdicts: Verdicts) -> None:
+    """Blocks of a class that elsewhere has a shortcut, and have none themselves: strided inverted residuals.
+
+    One whose own forward joins maps in a way that is not understood is none.
+    """
     seen = anatomy.look
+    doubtful = {join.path for join, unfit in verdicts.unfit if not unfit.is_understood or unfit.reason == LONG}
     classes = {_class_of(unit) for unit in units.found if unit.kind in WITH_SHORTCUT and unit.path} - {nn.Sequential}
     _open_holders(anatomy, units, classes)
     found = []
     for path in seen.calls:
-        if not path or path in units.closed:
+        if not path or path in units.closed or path in doubtful:
             continue
         if original_class(seen.modules[path]) in classes and not _touches(units.found, path):
             try:
@@ -230,17 +273,11 @@ def _touches(units: Iterable[Unit], path: str) -> bool:
     )
 
 
-def _separable(anatomy: Anatomy, units: Units) -> None:
+def _separable(anatomy: Anatomy, graph: Graph, verdicts: Verdicts, units: Units) -> None:
     """A depthwise convolution followed by a pointwise one in the same module (MobileNetV1, LCNet)."""
     seen = anatomy.look
-    convolutions = [e for e in seen.events if e.kind == "conv" and e.spatial]
-    pairs = [
-        (first, second)
-        for first, second in itertools.pairwise(convolutions)
-        if first.depthwise and first.wide and not second.wide and second.groups == 1 and seen.learns(first.path)
-    ]
     holders: dict[str, list[Event]] = {}
-    for first, second in pairs:
+    for first, second in _pairs(graph, verdicts):
         around = (first.path, *parents(first.path))
         holder = next(path for path in around if path == second.path or is_under(second.path, path))
         if not any(unit.holds(event) for event in (first, second) for unit in units.found):
@@ -255,6 +292,24 @@ def _separable(anatomy: Anatomy, units: Units) -> None:
         except TraceError as error:
             units.rejected.append(Reject(holder, str(error)))
     units.found += found
+
+
+def _pairs(graph: Graph, verdicts: Verdicts) -> Iterator[tuple[Event, Event]]:
+    """The depthwise convolutions that one pointwise one takes alone, behind normalisation and activation at most.
+
+    They are in no unit and on no shortcut; in a network that puts out maps those behind its last unit are its head.
+    """
+    taken = union_of(found.region | found.join.region for found in verdicts.found)
+    ends = [found.join.value.index for found in verdicts.found] if puts_out_maps(graph) else []
+    last = max(ends, default=len(graph.values))
+    for index in members(graph.convolutions & ~taken):
+        second, source = graph.values[index], graph.before(index)
+        if source is None or taken >> source & 1 or source > last:
+            continue
+        first = graph.values[source].event
+        assert first is not None and second.event is not None
+        if first.depthwise and first.wide and not second.event.wide and second.event.groups == 1:
+            yield first, second.event
 
 
 def _plain(anatomy: Anatomy, units: Units) -> None:
