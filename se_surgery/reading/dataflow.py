@@ -25,8 +25,9 @@ class Value:
 
     Attributes:
         index: Its place among the values.
-        kind: `in` (an input of the model), `conv`, `norm`, `act`, `pool`, `add`, `cat`, `gate`, `linear`, `squeeze`, `up`
-            (more positions), `slice`, `pass` (the same numbers), `product` of two maps, or `other`.
+        kind: `in` (an input of the model), `conv`, `norm`, `act`, `pool`, `add`, `cat`, `gate`, `linear`, `squeeze`,
+            `up` (what makes maps larger), `slice`, `pass` (the same numbers), `product` (of two maps), `attention` (a
+            product of matrices), or `other`.
         inputs: The values that it was made of: where there are maps among these, the maps alone.
         all_inputs: All values that it was made of.
         shape: Its shape.
@@ -59,9 +60,9 @@ _UP = functions("interpolate", "upsample", "pixel_shuffle", "max_unpool2d", "max
 _TRANSPOSED = functions("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 _SLICES = functions(*"chunk split split_with_sizes narrow unbind tensor_split select index_select __getitem__".split())
 _PASSES = functions(
-    *"contiguous clone detach dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout to type_as".split(),
-    *"float half bfloat16 view reshape flatten unflatten permute transpose movedim pad channel_shuffle identity".split(),
-    *"div true_divide neg roll flip".split(),
+    *"contiguous clone detach dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout".split(),
+    *"to type_as float half bfloat16 view reshape flatten unflatten permute transpose movedim pad".split(),
+    *"channel_shuffle div true_divide neg roll flip".split(),
 )
 _EXPANDED = functions("expand", "expand_as", "repeat", "broadcast_to")
 # Functions that make a gate of what they are given.
@@ -70,6 +71,7 @@ _KINDS: dict[Callable[..., Any], str] = {
     **dict.fromkeys(_PASSES | _EXPANDED, "pass"),
     **dict.fromkeys(_SLICES, "slice"),
     **dict.fromkeys(_UP | _TRANSPOSED, "up"),
+    **dict.fromkeys(functions("matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"), "attention"),
 }
 # What takes one map; whatever else they are given are weights and statistics.
 _OF_ONE = frozenset({"conv", "norm", "linear", "squeeze", "pool", "up"})
@@ -123,6 +125,8 @@ class Dataflow:
             kind, inputs = self._product(args, inputs, result)
         elif kind in ("add", "cat") and len(inputs) < 2:
             kind = "pass"
+        elif kind == "pass":
+            inputs = inputs[:1]  # what a map is divided by
         for tensor in (result,) if isinstance(result, Tensor) else _tensors(result):
             value = self._add(tensor, kind, inputs, all_inputs, clock, call, event)
             value.gates = function in _GATES

@@ -19,6 +19,7 @@ from ..reading.look import Look
 
 # What hands on the numbers of a map: also what a walk back to the value that made them goes over.
 _HANDED_ON = ("pass", "slice", "gate")
+_BETWEEN = ("norm", "act", "pass", "gate")
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +112,8 @@ class Graph:
         ancestors: For each the set of itself and all that it was computed from.
         convolutions: The set of convolutions of maps that have filters to learn.
         activations: The set of activations.
-        enlarged: The set of what has more positions than what it was made of.
+        enlarged: The set of maps made by what makes maps larger.
+        attentions: The set of products of matrices, as attentions make them.
     """
 
     def __init__(self, look: Look) -> None:
@@ -119,7 +121,7 @@ class Graph:
         self.values = look.values
         self.ancestors: list[int] = []
         self.users: list[list[int]] = [[] for _ in self.values]
-        self.convolutions = self.activations = self.enlarged = 0
+        self.convolutions = self.activations = self.enlarged = self.attentions = 0
         for value in self.values:
             mask = 1 << value.index
             for source in value.inputs:
@@ -131,6 +133,8 @@ class Graph:
 
     def _sort(self, value: Value) -> None:
         bit = 1 << value.index
+        if value.kind == "attention":
+            self.attentions |= bit
         if not value.is_map:
             return
         event = value.event
@@ -138,11 +142,13 @@ class Graph:
             self.convolutions |= bit
         if value.kind == "act":
             self.activations |= bit
+        if value.kind == "up" and self._grows(value):
+            self.enlarged |= bit
+
+    def _grows(self, value: Value) -> bool:
         before = self.values[value.inputs[0]] if value.inputs else value
         # Windows are cut out of maps as images of their own, and put together again.
-        is_same_batch = before.is_map and before.shape[0] == value.shape[0]
-        if is_same_batch and self.area(value) > self.area(before):
-            self.enlarged |= bit
+        return before.is_map and before.shape[0] == value.shape[0] and self.area(value) > self.area(before)
 
     def area(self, value: Value | int) -> int:
         """Number of positions of a value's map."""
@@ -155,16 +161,22 @@ class Graph:
             index = self.values[index].inputs[0]
         return index
 
-    def before(self, index: int) -> int | None:
-        """The convolution that another one follows, with normalisation, activation and gates at most between them."""
-        while len(self.values[index].inputs) == 1:
-            index = self.values[index].inputs[0]
-            value = self.values[index]
-            if self.convolutions >> index & 1:
-                return index
-            if value.kind not in ("norm", "act", "pass", "gate") or not value.is_map:
-                return None
-        return None
+    def before(self, index: int, through: frozenset[int] = frozenset()) -> list[int]:
+        """The convolution that another one follows, with normalisation, activation and gates at most between them.
+
+        Args:
+            index: The other one.
+            through: Sums that count as one convolution: what they are made of is all of it.
+        """
+        found = []
+        waiting = list(self.values[index].inputs)
+        while waiting:
+            value = self.values[waiting.pop()]
+            if self.convolutions >> value.index & 1:
+                found.append(value.index)
+            elif value.index in through or (len(value.inputs) == 1 and value.is_map and value.kind in _BETWEEN):
+                waiting += value.inputs
+        return found
 
     def entries(self, inside: int, end: int) -> set[int]:
         """The values outside a set that the values in it were made of; of an end that is not in it the end itself."""

@@ -83,7 +83,15 @@ def _one_a_place(verdicts: Verdicts) -> None:
     for found in sorted(verdicts.found, key=lambda found: _ORDER.get(found.kind, 1)):
         best.setdefault(found.site, found)
     kept = set(best.values())
-    _give_up(verdicts, [found for found in verdicts.found if found not in kept], TWICE)
+    branches = {found.site for found in kept if found.kind == "residual"}
+    twice = (found for found in verdicts.found if found not in kept or _joins_again(found, branches))
+    _give_up(verdicts, list(twice), TWICE)
+
+
+def _joins_again(found: Found, branches: set[int]) -> bool:
+    """Whether a concatenation takes the rest of what an addition takes a part of (dual-path networks)."""
+    made = {operand.made for operand in found.join.operands}
+    return found.join.kind == "cat" and found.kind != "residual" and not made.isdisjoint(branches)
 
 
 def _resolve(graph: Graph, verdicts: Verdicts) -> None:

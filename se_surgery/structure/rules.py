@@ -16,6 +16,8 @@ from .graph import Graph, Join, Operand, members, union_of
 
 WITHIN = "a join inside a unit's branch belongs to that unit"
 TWICE = "joins a second time what is added to the shortcut"
+ATTENTION = "the pointwise layers behind an attention: a transformer's block"
+LINEAR = "no activation on the branch: a sum that can be re-parameterised, or an attention's"
 LONG = "a skip connection over lower resolutions, not a unit"
 # Of two transformed operands the longer one is the branch if it has this many times the convolutions.
 _LONGER = 2
@@ -110,6 +112,8 @@ def _residual(join: Join) -> Answer:
     for branch, shortcut in (join.operands, join.operands[::-1]):
         fewer = shortcut.convolutions < branch.convolutions
         if branch.transforms and fewer and not shortcut.activates_last:
+            if _is_of_attention(join, branch):
+                return Unfit(ATTENTION)
             return _unless_fused(join, branch, shortcut)
     for branch, shortcut in (join.operands, join.operands[::-1]):
         longer = branch.convolutions >= _LONGER * shortcut.convolutions
@@ -117,6 +121,15 @@ def _residual(join: Join) -> Answer:
         if branch.transforms and shortcut.transforms and longer and same and not _joins_in(shortcut):
             return [Found("residual", join, branch, shortcut)]
     return None
+
+
+def _is_of_attention(join: Join, branch: Operand) -> bool:
+    """Whether a branch is the pointwise layers that follow an attention in one forward: a transformer's block."""
+    graph, frame = join.graph, join.value.frame
+    events = [graph.values[index].event for index in members(branch.alone & graph.convolutions)]
+    if frame is None or not frame.path or any(event is not None and event.wide for event in events):
+        return False
+    return any(graph.values[index].is_in(frame) for index in members(graph.attentions))
 
 
 def _unless_fused(join: Join, branch: Operand, shortcut: Operand) -> Answer:
@@ -157,7 +170,7 @@ def _several(join: Join) -> Answer:
 
     Of `x + f(x) + g(f(x))` f is a part of g's branch.
     """
-    if join.kind != "add" or len(join.operands) < 3:
+    if join.kind != "add" or len(join.operands) < 3 or not any(operand.is_activated for operand in join.operands):
         return None
     bases = [operand for operand in join.operands if not operand.convolutions]
     branches = [operand for operand in join.operands if operand.transforms]
@@ -183,7 +196,7 @@ def _sum(join: Join) -> Answer:
     if all(operand.transforms for operand in join.operands):
         return Unfit("a sum of two transformed maps is a fusion, not a residual", is_understood=False)
     if any(operand.convolutions for operand in join.operands):
-        return Unfit("no activation on the branch: a sum that can be re-parameterised, or an attention's")
+        return Unfit(LINEAR)
     return Unfit("no convolution on either side of the addition")
 
 
@@ -270,11 +283,19 @@ def _dense(join: Join) -> Answer:
     whole = [operand for operand in passing if not operand.is_pooled]
     if not whole:
         return [Found("concat_residual", join, new[0], passing[0])] if len(join.operands) == 2 else None
+    if all(_is_cheap(operand) for operand in new):
+        return Unfit("a convolution that makes a part of its channels of the others (GhostNet)")
     if any(graph.values[operand.made].kind == "in" for operand in whole):
         return Unfit("a concatenation with the network's input")
     if len(join.operands) == 2 and not _is_fed_by(new[0], passing[0]):
         return [Found("concat_residual", join, new[0], passing[0])]
     return [Found("dense", join, operand, whole[0], None, i == 0) for i, operand in enumerate(new)]
+
+
+def _is_cheap(operand: Operand) -> bool:
+    """Whether all convolutions on the way have one filter a channel."""
+    events = (operand.graph.values[index].event for index in members(operand.alone & operand.graph.convolutions))
+    return all(event is not None and event.depthwise for event in events)
 
 
 def _is_fed_by(operand: Operand, other: Operand) -> bool:

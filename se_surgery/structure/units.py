@@ -37,7 +37,7 @@ from .outside import (
     works_on_sequences,
     works_on_tokens,
 )
-from .rules import LONG, TWICE, WITHIN, Found, Verdicts, judged
+from .rules import LINEAR, LONG, TWICE, WITHIN, Found, Verdicts, judged
 from .unit import WITH_SHORTCUT, Reject, Unit
 
 AGAIN = "its module runs again"
@@ -74,6 +74,8 @@ def recognise(anatomy: Anatomy, heads: bool = False) -> Units:
     hosted = _hosted(anatomy, graph, verdicts, units)
     _same_class(anatomy, units, verdicts)
     _separable(anatomy, graph, verdicts, units)
+    left = [] if heads else list(in_heads(graph, verdicts, units.found))
+    _take_out(units, left)
     other = ON_TOKENS if works_on_tokens(seen) else ON_SEQUENCES if works_on_sequences(seen) else ""
     if not units.found and other:
         units.closed = []
@@ -81,11 +83,9 @@ def recognise(anatomy: Anatomy, heads: bool = False) -> Units:
     # A network whose blocks cannot be looked into is not a plain one, nor is one that is not understood.
     elif not units.found and not units.closed and all(unfit.is_understood for _, unfit in verdicts.unfit):
         _plain(anatomy, units)
+        _take_out(units, [] if heads else list(in_heads(graph, verdicts, units.found)))
     units.found.sort(key=lambda unit: (unit.end, unit.start, unit.number))
-    left = [] if heads else list(in_heads(graph, verdicts, units.found))
-    for unit, reject in [*left, *in_scores(seen, units.found)]:
-        units.found.remove(unit)
-        units.rejected.append(reject)
+    _take_out(units, list(in_scores(seen, units.found)))
     units.rejected = [_settled(reject, units.found) for reject in units.rejected]
     units.rejected += list(outside(seen, units.found, units.rejected))
     units.census = _counted(graph, verdicts, units, hosted)
@@ -108,6 +108,12 @@ def _hosted(anatomy: Anatomy, graph: Graph, verdicts: Verdicts, units: Units) ->
     units.found += hosted.values()
     units.rejected += [Reject(join.path, unfit.reason) for join, unfit in verdicts.unfit]
     return hosted
+
+
+def _take_out(units: Units, left: list[tuple[Unit, Reject]]) -> None:
+    for unit, reject in left:
+        units.found.remove(unit)
+        units.rejected.append(reject)
 
 
 def is_first_run(graph: Graph, join: Join) -> bool:
@@ -288,10 +294,19 @@ def _separable(anatomy: Anatomy, graph: Graph, verdicts: Verdicts, units: Units)
             if len(seconds) == 1 and not isinstance(seen.modules[holder], nn.Sequential) and holder:
                 found.append(_straight(anatomy.block(holder)))
             else:
-                found += [plain_unit(anatomy, event) for event in seconds]
+                found += _once(plain_unit(anatomy, event) for event in seconds)
         except TraceError as error:
             units.rejected.append(Reject(holder, str(error)))
     units.found += found
+
+
+def _once(units: Iterable[Unit]) -> list[Unit]:
+    """Of several convolutions of one re-parameterisable block one."""
+    found: dict[tuple[str, str], Unit] = {}
+    for unit in units:
+        assert unit.transformed is not None
+        found.setdefault((unit.block.path, unit.transformed.name), unit)
+    return list(found.values())
 
 
 def _pairs(graph: Graph, verdicts: Verdicts) -> Iterator[tuple[Event, Event]]:
@@ -302,31 +317,38 @@ def _pairs(graph: Graph, verdicts: Verdicts) -> Iterator[tuple[Event, Event]]:
     taken = union_of(found.region | found.join.region for found in verdicts.found)
     ends = [found.join.value.index for found in verdicts.found] if puts_out_maps(graph) else []
     last = max(ends, default=len(graph.values))
+    sums = _sums_of_one(verdicts)
     for index in members(graph.convolutions & ~taken):
-        second, source = graph.values[index], graph.before(index)
-        if source is None or taken >> source & 1 or source > last:
-            continue
-        first = graph.values[source].event
-        assert first is not None and second.event is not None
-        if first.depthwise and first.wide and not second.event.wide and second.event.groups == 1:
-            yield first, second.event
+        second = graph.values[index].event
+        sources = [i for i in graph.before(index, sums) if not taken >> i & 1 and i <= last]
+        firsts = [event for i in sources if (event := graph.values[i].event) is not None]
+        first = next((event for event in firsts if event.depthwise and event.wide), None)
+        if first is not None and second is not None and not second.wide and second.groups == 1:
+            yield first, second
+
+
+def _sums_of_one(verdicts: Verdicts) -> frozenset[int]:
+    """The sums that are re-parameterised as one convolution, in a network whose units are made of those.
+
+    Beside residual units they are stems and downsamplings (FastViT).
+    """
+    if any(found.kind == "residual" for found in verdicts.found):
+        return frozenset()
+    sums = (join for join, unfit in verdicts.unfit if unfit.reason == LINEAR)
+    return frozenset().union(*(join.absorbed | {join.value.index} for join in sums))
 
 
 def _plain(anatomy: Anatomy, units: Units) -> None:
     """In a network without any unit every convolution is one, with its normalisation and activation."""
-    found: dict[tuple[str, str], Unit] = {}
+    found = []
     for event in anatomy.look.events:
         if event.kind != "conv" or not event.spatial or not anatomy.look.learns(event.path):
             continue
         try:
-            unit = plain_unit(anatomy, event)
+            found.append(plain_unit(anatomy, event))
         except TraceError as error:
             units.rejected.append(Reject(event.path, str(error)))
-            continue
-        assert unit.transformed is not None
-        # Several convolutions of one re-parameterisable block count as one.
-        found.setdefault((unit.block.path, unit.transformed.name), unit)
-    units.found += found.values()
+    units.found += _once(found)
 
 
 def plain_unit(anatomy: Anatomy, event: Event) -> Unit:
