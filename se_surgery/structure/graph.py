@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..reading.dataflow import Value
@@ -30,11 +30,13 @@ class Operand:
         graph: The graph.
         value: The value that is joined.
         alone: The values that it alone is computed from, itself among them.
+        others: The other operands of its join.
     """
 
     graph: Graph
     value: Value
     alone: int
+    others: tuple[int, ...] = ()
 
     @property
     def convolutions(self) -> int:
@@ -66,6 +68,23 @@ class Operand:
     def entries(self) -> frozenset[int]:
         """The values outside that the way begins with, each at what made it."""
         return frozenset(self.graph.source(index) for index in self.graph.entries(self.alone, self.value.index))
+
+    @cached_property
+    def since(self) -> Operand:
+        """The operand with all that it was made of since those of its join that it was made of."""
+        graph, index = self.graph, self.value.index
+        others = [other for other in self.others if other != index and graph.ancestors[index] >> other & 1]
+        return replace(self, alone=graph.ancestors[index] & ~union_of(graph.ancestors[other] for other in others))
+
+    @property
+    def own(self) -> Operand:
+        """The operand with what makes it new: all since the others that it was made of, or what it alone is made of."""
+        return self if self.is_base else self.since
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it was made of none of the other operands of its join."""
+        return not any(self.graph.ancestors[self.value.index] >> other & 1 for other in self.others)
 
     @property
     def made(self) -> int:
@@ -112,6 +131,7 @@ class Graph:
         ancestors: For each the set of itself and all that it was computed from.
         convolutions: The set of convolutions of maps that have filters to learn.
         activations: The set of activations.
+        slices: The set of parts of maps.
         enlarged: The set of maps made by what makes maps larger.
         attentions: The set of products of matrices, as attentions make them.
     """
@@ -121,7 +141,7 @@ class Graph:
         self.values = look.values
         self.ancestors: list[int] = []
         self.users: list[list[int]] = [[] for _ in self.values]
-        self.convolutions = self.activations = self.enlarged = self.attentions = 0
+        self.convolutions = self.activations = self.slices = self.enlarged = self.attentions = 0
         for value in self.values:
             mask = 1 << value.index
             for source in value.inputs:
@@ -142,6 +162,8 @@ class Graph:
             self.convolutions |= bit
         if value.kind == "act":
             self.activations |= bit
+        if value.kind == "slice":
+            self.slices |= bit
         if value.kind == "up" and self._grows(value):
             self.enlarged |= bit
 
@@ -228,8 +250,9 @@ class Graph:
 
     def _operands(self, sources: list[int]) -> Iterator[Operand]:
         for source in sources:
-            others = union_of(self.ancestors[other] for other in sources if other != source)
-            yield Operand(self, self.values[source], self.ancestors[source] & ~others)
+            others = tuple(other for other in sources if other != source)
+            alone = self.ancestors[source] & ~union_of(self.ancestors[other] for other in others)
+            yield Operand(self, self.values[source], alone, others)
 
     def _flat(self, value: Value) -> tuple[list[int], set[int]]:
         """The operands of a join, and the sums among them that are a part of it."""

@@ -54,9 +54,10 @@ class Hosts:
 
     def _joined(self, found: Found) -> Unit:
         block, node = self._node(found.join)
-        sides = dict(zip(found.join.operands, self._sides(block, node, found.join), strict=True))
-        branch = sides[found.branch] if found.branch is not None else None
-        shortcut = sides[found.shortcut] if found.shortcut is not None else None
+        values = [operand.value.index for operand in found.join.operands]
+        sides = dict(zip(values, self._sides(block, node, found.join), strict=True))
+        branch = sides[found.branch.value.index] if found.branch is not None else None
+        shortcut = sides[found.shortcut.value.index] if found.shortcut is not None else None
         inside = branch.alone if branch is not None else union_of(side.alone for side in sides.values())
         if found.cut is not None and (cut := self._node_of(block, found.cut)) is not None:
             inside &= ~block.ancestors[cut]

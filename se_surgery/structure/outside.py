@@ -14,7 +14,7 @@ from ..reading.events import is_map
 from ..reading.layout import is_under, parents
 from ..reading.look import Look
 from .graph import Graph, lowest, union_of
-from .rules import LONG, Verdicts
+from .rules import Verdicts, fuses
 from .unit import Reject, Unit
 
 _BACKBONES = ("backbone", "encoder")
@@ -58,6 +58,8 @@ def in_heads(graph: Graph, verdicts: Verdicts, found: Sequence[Unit]) -> Iterato
     seen = graph.look
     root = _backbone(seen, found)
     up = _first_up(graph, verdicts) if root is None and puts_out_maps(graph) else None
+    if up is not None and all(unit.end > up for unit in found):
+        up = None  # a generator: all of it is behind
     for unit in found:
         if root is not None and not (unit.path == root or is_under(unit.path, root)):
             yield unit, Reject(unit.path, f"{BEHIND} {root!r}")
@@ -81,12 +83,11 @@ def _is_features_only(module: nn.Module) -> bool:
 
 
 def _first_up(graph: Graph, verdicts: Verdicts) -> int | None:
-    """When the first map got larger that goes into a skip connection over lower resolutions, or None."""
+    """When maps first got larger in no unit, and in nothing that fuses several resolutions, or None."""
     inner = union_of(found.region for found in verdicts.found)
-    long = [join for join, unfit in verdicts.unfit if unfit.reason == LONG and not inner >> join.value.index & 1]
-    ups = [lowest(operand.alone & graph.enlarged) for join in long for operand in join.operands]
-    clocks = [graph.values[index].clock for index in ups if index is not None]
-    return min(clocks, default=None)
+    fused = union_of(join.region for join in graph.long_skips if fuses(join))
+    first = lowest(graph.enlarged & ~inner & ~fused)
+    return graph.values[first].clock if first is not None else None
 
 
 def in_scores(seen: Look, found: Sequence[Unit]) -> Iterator[tuple[Unit, Reject]]:

@@ -54,7 +54,8 @@ class Found:
         """Everything that belongs to it."""
         graph = self.join.graph
         if self.kind == "aggregation":
-            return (self.join.region | graph.ancestors[behind(self.join)[-1]]) & ~graph.ancestors[self._fork]
+            links = union_of(operand.since.alone for operand in self.join.operands if not operand.is_base)
+            return self.join.region | links | union_of(1 << index for index in behind(self.join))
         if self.kind == "cell":
             return self._inside
         alone = self.branch.alone if self.branch is not None else self.join.region
@@ -66,11 +67,6 @@ class Found:
         frame, before = self.join.value.frame, self.join.graph.ancestors[self.join.value.index]
         assert frame is not None
         return union_of(1 << index for index in members(before) if self.join.graph.values[index].is_in(frame))
-
-    @property
-    def _fork(self) -> int:
-        """Where an aggregated chain begins: at its first operand."""
-        return min(operand.value.index for operand in self.join.operands)
 
 
 @dataclass(frozen=True)
@@ -94,10 +90,10 @@ def _long_skip(join: Join) -> Answer:
 
     What fuses several resolutions that it was given (HRNet) is no such connection.
     """
-    return Unfit(LONG) if join in join.graph.long_skips and not _fuses(join) else None
+    return Unfit(LONG) if join in join.graph.long_skips and not fuses(join) else None
 
 
-def _fuses(join: Join) -> bool:
+def fuses(join: Join) -> bool:
     """Whether the forward that joins was given maps of several resolutions."""
     graph, frame = join.graph, join.value.frame
     given = {source for operand in join.operands for source in operand.entries}
@@ -134,10 +130,9 @@ def _is_of_attention(join: Join, branch: Operand) -> bool:
 
 def _unless_fused(join: Join, branch: Operand, shortcut: Operand) -> Answer:
     """The residual, its branch cut behind what brings several maps together; a fusion where nothing is left then."""
-    if len(branch.entries) < 2:
-        return [Found("residual", join, branch, shortcut)]
     graph = join.graph
-    cut = _last_fusion(graph, branch)
+    several = len(begins_with(branch)) > 1
+    cut = _last_fusion(graph, branch) if several else None
     if cut is None:
         return [Found("residual", join, branch, shortcut)]
     rest = Operand(graph, branch.value, branch.alone & ~graph.ancestors[cut])
@@ -154,8 +149,7 @@ def _last_fusion(graph: Graph, operand: Operand) -> int | None:
         if value.kind not in ("add", "cat", "product") or len(value.inputs) < 2:
             continue
         sides = [{e for e in outside if graph.ancestors[source] >> e & 1} for source in value.inputs]
-        roots = [{graph.source(e) for e in side} for side in sides]
-        if any(one != other for one, other in itertools.pairwise(roots)):
+        if any(one != other for one, other in itertools.pairwise(sides)):
             return index
     return None
 
@@ -217,22 +211,25 @@ def _aggregation(join: Join) -> Answer:
 
 
 def is_chain(join: Join) -> bool:
-    """Whether at least two operands of a concatenation were each made of one other operand alone, each of another."""
+    """Whether at least two operands of a concatenation were each made of one other one, and no two of the same.
+
+    Where one of them was made of several others (HarDNet), they are dense layers.
+    """
     if join.kind != "cat":
         return False
-    predecessors = {_predecessor(join, operand) for operand in join.operands} - {None}
-    return len(predecessors) >= 2
+    links = [operand.since for operand in join.operands if not operand.is_base and operand.since.convolutions]
+    entries = [begins_with(link) for link in links]
+    is_single = all(len(found) == 1 for found in entries)
+    return (
+        is_single
+        and len(frozenset().union(*entries)) >= 2
+        and all(e <= set(o.others) for e, o in zip(entries, links, strict=True))
+    )
 
 
-def _predecessor(join: Join, operand: Operand) -> int | None:
-    """The one operand that another one was made of by convolutions, or None."""
-    graph, index = join.graph, operand.value.index
-    before = [other.value.index for other in join.operands if graph.ancestors[index] >> other.value.index & 1]
-    before = [other for other in before if other != index]
-    since = graph.ancestors[index] & ~union_of(graph.ancestors[other] for other in before)
-    entries = graph.entries(since, index)
-    is_link = bool(since & graph.convolutions) and len(entries) == 1 and entries <= set(before)
-    return next(iter(entries)) if is_link else None
+def begins_with(operand: Operand) -> set[int]:
+    """The values that an operand's branch begins with."""
+    return operand.graph.entries(operand.alone, operand.value.index)
 
 
 def behind(join: Join) -> list[int]:
@@ -275,21 +272,27 @@ def _dense(join: Join) -> Answer:
     """Dense connectivity: what was there before goes on beside new features, and these are what an SE recalibrates."""
     if join.kind != "cat":
         return None
-    graph = join.graph
-    new = [operand for operand in join.operands if operand.transforms]
-    passing = [operand for operand in join.operands if not operand.convolutions]
+    passing = [operand for operand in join.operands if operand.is_base and not operand.convolutions]
+    new = [operand for operand in join.operands if operand not in passing and operand.own.transforms]
     if not new or not passing or len(new) + len(passing) < len(join.operands):
         return None
+    if any(_is_image(operand) for operand in passing):
+        return Unfit("a concatenation with the network's input")
     whole = [operand for operand in passing if not operand.is_pooled]
     if not whole:
         return [Found("concat_residual", join, new[0], passing[0])] if len(join.operands) == 2 else None
     if all(_is_cheap(operand) for operand in new):
         return Unfit("a convolution that makes a part of its channels of the others (GhostNet)")
-    if any(graph.values[operand.made].kind == "in" for operand in whole):
-        return Unfit("a concatenation with the network's input")
     if len(join.operands) == 2 and not _is_fed_by(new[0], passing[0]):
         return [Found("concat_residual", join, new[0], passing[0])]
-    return [Found("dense", join, operand, whole[0], None, i == 0) for i, operand in enumerate(new)]
+    return [Found("dense", join, operand.own, whole[0], None, i == 0) for i, operand in enumerate(new)]
+
+
+def _is_image(operand: Operand) -> bool:
+    """Whether an operand is the network's input, as it is or made smaller."""
+    graph = operand.graph
+    sources = graph.entries(operand.alone, operand.value.index) if operand.alone else {operand.value.index}
+    return all(graph.values[graph.source(source)].kind == "in" for source in sources)
 
 
 def _is_cheap(operand: Operand) -> bool:

@@ -153,7 +153,8 @@ def _same_class(anatomy: Anatomy, units: Units, verdicts: Verdicts) -> None:
     _open_holders(anatomy, units, classes)
     found = []
     for path in seen.calls:
-        if not path or path in units.closed or path in doubtful:
+        is_open = not any(path == closed or is_under(closed, path) for closed in units.closed)
+        if not path or not is_open or path in doubtful:
             continue
         if original_class(seen.modules[path]) in classes and not _touches(units.found, path):
             try:
