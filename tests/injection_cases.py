@@ -35,6 +35,7 @@ CHANGING = (
     *("files/load", "files/values", "folding/absorb"),
 )
 MEASURING = (*CHANGING, "gates/")
+LOOKING = ("reading/", "structure/", "planning/")
 ALL = ("",)
 # What is called where a model changes, or runs.
 CALLS = (
@@ -100,6 +101,13 @@ def slotted() -> nn.Module:
 
 def parallel() -> nn.Module:
     return lived_in(fresh(toys.Trunk, fresh(Parallel, 8), fresh(Parallel, 8)))
+
+
+def mixed() -> nn.Module:
+    """Blocks of several kinds in a model that does not say what it takes: one may be lost, or another input tried."""
+    return lived_in(
+        fresh(toys.Trunk, fresh(toys.Basic, 8, 8), fresh(toys.FunctionalBlock, 8), fresh(toys.TwoUnitsBlock, 8))
+    )
 
 
 operate = functools.partial(add_se, example_input=SIZE, r=2)
@@ -179,6 +187,7 @@ def _all_to_one() -> nn.Module:
 
 CASES = [
     Case("add_se", on(plain, operate), ALL, CALLS),
+    Case("add_se, no size given", on(mixed, add_se, r=2), LOOKING, CALLS),
     Case("add_se placement=pre", on(plain, operate, "pre"), CHANGING, CALLS),
     Case("add_se placement=post", on(plain, operate, "post"), CHANGING, CALLS),
     Case("add_se placement=identity", on(plain, operate, "identity"), CHANGING, CALLS),

@@ -54,13 +54,15 @@ def test_every_line():
     print("\n" + told.stdout)
     assert told.returncode == 0, told.stdout + told.stderr[-2000:]
     (whole,) = [line.split() for line in told.stdout.splitlines() if line.startswith("all ")]
-    assert int(whole[1]) >= 1400 and whole[3:] == ["0", "0"]
+    assert int(whole[3]) >= 1400 and whole[4:] == ["0", "0"]
 
 
 @pytest.mark.parametrize("name", QUICK)
 def test_some_lines(name):
     """Of the changing side: the line raises, the model is as before, and what comes out is what was raised."""
     case = NAMED[name]
+    # What is kept from one run to the next is not run again.
+    case.make()[1]()
     lines = sorted(injection.lines_of(case, case.make()[1]).items())
     lines = [(place, count) for place, count in lines if str(place).startswith(("surgery/", "training/", "files/"))]
     chosen = lines[:: QUICK[name]]
