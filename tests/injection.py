@@ -89,6 +89,7 @@ def picture(model: Any) -> tuple[dict[str, Any], list[Any]]:
     _look_at("model", model, found, alive, set())
     found["random.torch"] = digest(torch.get_rng_state())
     found["random.python"] = hash(random.getstate())
+    found["profiler"] = sys.getprofile()
     found["grad mode"] = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     for name, hooks in vars(module_hooks).items():
         if name.startswith("_global") and isinstance(hooks, dict):
@@ -122,6 +123,8 @@ def _look_at(path: str, value: Any, found: dict[str, Any], alive: list[Any], see
     elif isinstance(value, set):
         found[path] += (sorted(map(str, value)),)
     elif isinstance(value, nn.Module) or type(value).__module__.startswith("se_surgery"):
+        # What is patched in a class while it is looked at.
+        found[f"{path}.__class__"] = sorted(vars(type(value)))
         _look_at(f"{path}.", dict(vars(value)), found, alive, seen)
         # The copy that was just made has another id each time.
         found[f"{path}."] = found[f"{path}."][2:]
@@ -315,20 +318,19 @@ def tried(case: Case, every: int = 1) -> Row:
     """
     model, act = case.make()
     row = Row(case.name)
-    turns = itertools.cycle(ERRORS)
+    lines = sorted(next(in_child([lambda: lines_of(case, act)])).items())
+    places = [(place, hit) for place, count in lines for hit in sorted({1, count})]
     trials: list[tuple[str, Any, Callable[[], Outcome]]] = []
-    for place, count in sorted(next(in_child([lambda: lines_of(case, act)])).items()):
-        for hit in sorted({1, count}):
-            kind = next(turns)
-            work = functools.partial(raise_at, model, act, place, hit, kind)
-            trials.append((f"{place} run {hit} {kind.__name__}", place, work))
+    for (place, hit), kind in zip(places[::every], itertools.cycle(ERRORS)):
+        work = functools.partial(raise_at, model, act, place, hit, kind)
+        trials.append((f"{place} run {hit} {kind.__name__}", place, work))
     for owner, name, kinds in case.calls:
-        for nth in range(1, 1 + next(in_child([functools.partial(calls_of, act, owner, name)]))):
-            kind = kinds[nth % len(kinds)]
+        numbers = range(1, 1 + next(in_child([functools.partial(calls_of, act, owner, name)])))
+        for nth, kind in zip(numbers[::every], itertools.cycle(kinds)):
             work = functools.partial(raise_in, model, act, owner, name, nth, kind)
             trials.append((f"{owner.__name__}.{name} call {nth} {kind.__name__}", (owner.__name__, name, nth), work))
     reached = set()
-    for told, place, outcome in _done(trials[::every]):
+    for told, place, outcome in _done(trials):
         if outcome.reached:
             reached.add(place)
             row.trials += 1

@@ -56,12 +56,11 @@ class Watch:
             for cls in {type(module) for module in self.view.modules()}:
                 self._patch(cls)
             yield
-        finally:
-            for cls, own in self._patched.items():
-                if own is None:
-                    del cls.__getattribute__
-                else:
-                    cls.__getattribute__ = own  # type: ignore[method-assign]
+            self._unpatch()
+        except BaseException:
+            # An interrupt may come while this is undone, too; what is undone already is not touched again.
+            self._unpatch()
+            raise
 
     @contextlib.contextmanager
     def on(self, is_on: bool = True) -> Iterator[None]:
@@ -93,6 +92,13 @@ class Watch:
 
         self._patched[cls] = cls.__dict__.get("__getattribute__")
         cls.__getattribute__ = __getattribute__  # type: ignore[assignment]
+
+    def _unpatch(self) -> None:
+        for cls, own in self._patched.items():
+            if own is not None:
+                cls.__getattribute__ = own  # type: ignore[method-assign]
+            elif "__getattribute__" in cls.__dict__:
+                del cls.__getattribute__
 
     def _mode(self, module: nn.Module, flag: bool) -> bool:
         """The mode that is traced; a child's own flag has to be the block's when the forward runs."""
