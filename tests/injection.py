@@ -123,8 +123,8 @@ def _look_at(path: str, value: Any, found: dict[str, Any], alive: list[Any], see
     elif isinstance(value, set):
         found[path] += (sorted(map(str, value)),)
     elif isinstance(value, nn.Module) or type(value).__module__.startswith("se_surgery"):
-        # What is patched in a class while it is looked at.
-        found[f"{path}.__class__"] = sorted(vars(type(value)))
+        # What is patched in a class while it is looked at; the other name is a note of Python's, for copies.
+        found[f"{path}.__class__"] = sorted(vars(type(value)).keys() - {"__slotnames__"})
         _look_at(f"{path}.", dict(vars(value)), found, alive, seen)
         # The copy that was just made has another id each time.
         found[f"{path}."] = found[f"{path}."][2:]
