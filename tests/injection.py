@@ -1,15 +1,17 @@
 """Raise an exception at a line, or in a call, while a verb changes a model, and tell what is not as it was before.
 
-    python tests/injection.py [PART OF A NAME ...]
+    python tests/injection.py [--every N] [PART OF A NAME ...]
 
 A `Case` makes a fresh model and the verb to try on it. `lines_of` lists what the verb runs through, `raise_at` runs it
 once more with an exception at one of these lines, and `picture` says what a model and what is around it look like.
-As a script it tries every line and every call of all cases, or of those named, and prints a table and what is wrong.
+As a script it tries every line and every call of all cases, or of those named, and prints a table and what is wrong;
+with `--every 3` every third of each case's trials.
 Each trial has a process of its own: an exception in the wrong place may leave more than a model behind.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import gc
@@ -32,6 +34,7 @@ from timm.models import _registry
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 
 import se_surgery
 from se_surgery import SurgeryError
@@ -86,6 +89,7 @@ def picture(model: Any) -> tuple[dict[str, Any], list[Any]]:
     _look_at("model", model, found, alive, set())
     found["random.torch"] = digest(torch.get_rng_state())
     found["random.python"] = hash(random.getstate())
+    found["profiler"] = sys.getprofile()
     found["grad mode"] = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     for name, hooks in vars(module_hooks).items():
         if name.startswith("_global") and isinstance(hooks, dict):
@@ -119,6 +123,8 @@ def _look_at(path: str, value: Any, found: dict[str, Any], alive: list[Any], see
     elif isinstance(value, set):
         found[path] += (sorted(map(str, value)),)
     elif isinstance(value, nn.Module) or type(value).__module__.startswith("se_surgery"):
+        # What is patched in a class while it is looked at; the other name is a note of Python's, for copies.
+        found[f"{path}.__class__"] = sorted(vars(type(value)).keys() - {"__slotnames__"})
         _look_at(f"{path}.", dict(vars(value)), found, alive, seen)
         # The copy that was just made has another id each time.
         found[f"{path}."] = found[f"{path}."][2:]
@@ -174,7 +180,7 @@ def raise_at(model: Any, act: Callable[[], Any], place: Place, hit: int, kind: t
 def outcome_of(model: Any, act: Callable[[], Any], error: BaseException) -> Outcome:
     """What a call that is to raise an exception leaves behind, and what becomes of the exception."""
     before, alive = picture(model)
-    modes = _get_current_function_mode_stack()
+    modes = _modes()
     swallowed = ""
     try:
         act()
@@ -185,13 +191,14 @@ def outcome_of(model: Any, act: Callable[[], Any], error: BaseException) -> Outc
         found.__traceback__ = None
     tracer = sys.gettrace()
     sys.settrace(None)
-    after, _ = picture(model)
-    changed = differences(before, after)
+    left = [f"left on: {mode}" for mode in (_modes() - modes).elements()]
+    # They would answer for what is asked of the tensors below.
+    with torch._C.DisableTorchFunction(), _disable_current_modes():
+        changed = differences(before, picture(model)[0])
     del alive
-    _put_back_modes(modes)
     sys.settrace(tracer)
     # A verb that returns has changed the model as it should.
-    return Outcome(True, [] if swallowed == "returned" else changed, swallowed)
+    return Outcome(True, left if swallowed == "returned" else left + changed, swallowed)
 
 
 def calls_of(act: Callable[[], Any], owner: Any, name: str) -> int:
@@ -271,11 +278,10 @@ def _causes(error: BaseException) -> list[BaseException]:
     return found
 
 
-def _put_back_modes(modes: list[Any]) -> None:
-    """Take off what a trial has left on torch's stack of modes, so that the next trial is on its own."""
-    while len(left := _get_current_function_mode_stack()) > len(modes):
-        left[-1].__exit__(None, None, None)
-    torch.set_grad_enabled(True)
+def _modes() -> Counter[str]:
+    """What is on torch's stacks of modes, each of which answers for every function of torch's while it is on."""
+    stacks = (_get_current_dispatch_mode_stack(), _get_current_function_mode_stack())
+    return Counter(type(mode).__name__ for stack in stacks for mode in stack)
 
 
 # ------------------------------------------------------------------------------------------------ all of them
@@ -288,6 +294,7 @@ class Row:
     name: str
     lines: int = 0
     calls: int = 0
+    trials: int = 0
     changed: list[str] = field(default_factory=list)
     swallowed: list[str] = field(default_factory=list)
 
@@ -298,29 +305,35 @@ class Row:
             self.swallowed.append(f"{self.name}: {told}: {outcome.swallowed[:200]}")
 
     def __str__(self) -> str:
-        return f"{self.name:40} {self.lines:6} {self.calls:6} {len(self.changed):8} {len(self.swallowed):10}"
+        numbers = self.lines, self.calls, self.trials, len(self.changed), len(self.swallowed)
+        return f"{self.name:40} {' '.join(f'{number:9}' for number in numbers)}"
 
 
-def tried(case: Case) -> Row:
-    """Every line at its first and at its last run, and the calls of what is called; the exceptions take turns."""
+def tried(case: Case, every: int = 1) -> Row:
+    """Every line at its first and at its last run, and the calls of what is called; the exceptions take turns.
+
+    Args:
+        case: The verb.
+        every: Of all these trials every so many are made.
+    """
     model, act = case.make()
     row = Row(case.name)
-    turns = itertools.cycle(ERRORS)
+    lines = sorted(next(in_child([lambda: lines_of(case, act)])).items())
+    places = [(place, hit) for place, count in lines for hit in sorted({1, count})]
     trials: list[tuple[str, Any, Callable[[], Outcome]]] = []
-    for place, count in sorted(next(in_child([lambda: lines_of(case, act)])).items()):
-        for hit in sorted({1, count}):
-            kind = next(turns)
-            work = functools.partial(raise_at, model, act, place, hit, kind)
-            trials.append((f"{place} run {hit} {kind.__name__}", place, work))
+    for (place, hit), kind in zip(places[::every], itertools.cycle(ERRORS)):
+        work = functools.partial(raise_at, model, act, place, hit, kind)
+        trials.append((f"{place} run {hit} {kind.__name__}", place, work))
     for owner, name, kinds in case.calls:
-        for nth in range(1, 1 + next(in_child([functools.partial(calls_of, act, owner, name)]))):
-            kind = kinds[nth % len(kinds)]
+        numbers = range(1, 1 + next(in_child([functools.partial(calls_of, act, owner, name)])))
+        for nth, kind in zip(numbers[::every], itertools.cycle(kinds)):
             work = functools.partial(raise_in, model, act, owner, name, nth, kind)
             trials.append((f"{owner.__name__}.{name} call {nth} {kind.__name__}", (owner.__name__, name, nth), work))
     reached = set()
     for told, place, outcome in _done(trials):
         if outcome.reached:
             reached.add(place)
+            row.trials += 1
             row.note(told, outcome)
     row.lines = sum(isinstance(place, Place) for place in reached)
     row.calls = len(reached) - row.lines
@@ -371,19 +384,24 @@ def in_child(works: list[Callable[[], Any]], until: Callable[[Any], Any] = bool)
         os.waitpid(child, 0)
 
 
-def main(names: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Print the table, then what is wrong."""
     from injection_cases import CASES
 
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--every", type=int, default=1, help="try every so many of a case's lines and calls")
+    parser.add_argument("names", nargs="*", help="parts of the names of cases")
+    asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    print(f"{'verb':40} {'lines':>6} {'calls':>6} {'changed':>8} {'swallowed':>10}", flush=True)
+    heads = ("lines", "calls", "trials", "changed", "swallowed")
+    print(f"{'verb':40} {' '.join(f'{head:>9}' for head in heads)}", flush=True)
     rows = []
     for case in CASES:
-        if not names or any(name in case.name for name in names):
-            rows.append(tried(case))
+        if not asked.names or any(name in case.name for name in asked.names):
+            rows.append(tried(case, asked.every))
             print(rows[-1], flush=True)
-    whole = Row("all", sum(row.lines for row in rows), sum(row.calls for row in rows))
+    whole = Row("all", *(sum(getattr(row, head) for row in rows) for head in heads[:3]))
     whole.changed = [text for row in rows for text in row.changed]
     whole.swallowed = [text for row in rows for text in row.swallowed]
     print(whole)

@@ -35,6 +35,7 @@ CHANGING = (
     *("files/load", "files/values", "folding/absorb"),
 )
 MEASURING = (*CHANGING, "gates/")
+LOOKING = ("reading/", "structure/", "planning/")
 ALL = ("",)
 # What is called where a model changes, or runs.
 CALLS = (
@@ -48,6 +49,12 @@ CALLS = (
     (SqueezeExcite, "forward", ERRORS),
     # What the model's own code raises means that it does not take this input, and that others are tried.
     (nn.Conv2d, "forward", (KeyboardInterrupt,)),
+)
+
+# torch concatenates by a clone where tensors have no values: what that raises is the concatenation's, and the model is
+# then looked at with values.
+CONCATENATING = tuple(
+    (owner, name, (MemoryError, KeyboardInterrupt) if name == "clone" else kinds) for owner, name, kinds in CALLS
 )
 
 
@@ -100,6 +107,13 @@ def slotted() -> nn.Module:
 
 def parallel() -> nn.Module:
     return lived_in(fresh(toys.Trunk, fresh(Parallel, 8), fresh(Parallel, 8)))
+
+
+def mixed() -> nn.Module:
+    """Blocks of several kinds in a model that does not say what it takes: one may be lost, or another input tried."""
+    return lived_in(
+        fresh(toys.Trunk, fresh(toys.Basic, 8, 8), fresh(toys.FunctionalBlock, 8), fresh(toys.TwoUnitsBlock, 8))
+    )
 
 
 operate = functools.partial(add_se, example_input=SIZE, r=2)
@@ -179,11 +193,12 @@ def _all_to_one() -> nn.Module:
 
 CASES = [
     Case("add_se", on(plain, operate), ALL, CALLS),
+    Case("add_se, no size given", on(mixed, add_se, r=2), LOOKING, CALLS),
     Case("add_se placement=pre", on(plain, operate, "pre"), CHANGING, CALLS),
     Case("add_se placement=post", on(plain, operate, "post"), CHANGING, CALLS),
     Case("add_se placement=identity", on(plain, operate, "identity"), CHANGING, CALLS),
     Case("add_se placement=inner, in a slot", on(slotted, operate, "inner"), CHANGING, CALLS),
-    Case("add_se placement=inception", on(parallel, operate, "inception"), CHANGING, CALLS),
+    Case("add_se placement=inception", on(parallel, operate, "inception"), CHANGING, CONCATENATING),
     Case("add_se existing=replace", on(held, operate, existing="replace"), CHANGING, CALLS),
     Case("add_se existing=replace, ours", on(_operated(), operate, "pre", existing="replace"), CHANGING, CALLS),
     Case("add_se existing=stack", on(held, operate, existing="stack"), CHANGING, CALLS),

@@ -26,6 +26,7 @@ from ..errors import RewriteError
 from ..reading.again import comes_again
 from ..reading.anatomy import Anatomy
 from ..reading.block import Block
+from ..reading.modes import modes_off
 from ..records import CODE, Edge, implants, original_class, original_state
 from .alike import are_alike
 from .cast import Cast
@@ -186,6 +187,7 @@ class _Comparison:
             return False
         return True
 
+    @modes_off
     def _play(
         self, stage: Stage, cast: Cast, cls: type[nn.Module], state: dict[str, Any], script: list[Line] | None = None
     ) -> _Played:

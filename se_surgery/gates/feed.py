@@ -127,16 +127,17 @@ def _parted(given: Any, number: int) -> tuple[Tensor, Tensor | None]:
 
 
 def _whole_numbers(labels: Any, size: int, number: int) -> Tensor:
+    found, cause = torch.empty(0), None
     try:
         found = torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError):
-        found = torch.empty(0)
+    except (TypeError, ValueError, RuntimeError) as error:  # what torch raises for what is no list of numbers
+        cause = error
     if found.shape != (size,) or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
         shown = f"{found.dtype} of shape {tuple(found.shape)}" if found.numel() else type(labels).__name__
         raise DataError(
             f"The labels of batch {number} are {shown}, not one whole number for each of its {size} images. "
             f"Give class numbers; take mixing augmentations off."
-        )
+        ) from cause
     return found.detach().to("cpu", torch.long).contiguous()
 
 

@@ -310,8 +310,5 @@ def record_pruning(model: nn.Module, example_input: Any = None) -> Iterator[nn.M
             raise NothingToDoError("Nothing was pruned. Prune the model inside of the block.")
         append_operation(journal, model, {"op": "prune", "sites": sizes})
     except BaseException:
-        try:
-            journal.undo()
-        finally:
-            journal.undo()
+        journal.undo_for_sure()
         raise

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..records import Edge
+from .blame import handed, is_ours
 from .events import Call, Event, is_map, kind_of
 from .look import Look
+from .modes import modes_off
 from .trace import Trace
 
 _OPERATORS = {operator.add: "add", operator.iadd: "add", operator.mul: "gate", operator.imul: "gate"}
@@ -217,6 +219,7 @@ def _is_slice(node: fx.Node) -> bool:
     return node.target is operator.getitem
 
 
+@modes_off
 def _replayed(traced: Trace, block: nn.Module, call: Call, children: dict[str, Call]) -> dict[str, Any]:
     """The meta value of every node in one observed call; None where it is not known.
 
@@ -230,21 +233,23 @@ def _replayed(traced: Trace, block: nn.Module, call: Call, children: dict[str, C
         if node.op == "placeholder":
             return leaves[node.name]
         if node.op == "get_attr":
-            value = operator.attrgetter(str(node.target))(block)
+            value = handed(operator.attrgetter(str(node.target)), block)
             return torch.empty_like(value, device="meta", requires_grad=False) if isinstance(value, Tensor) else value
         if node.op == "call_module":
-            return children[node.name].output
+            return children[node.name].output if node.name in children else None
         if node.op == "call_function":
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+            return handed(node.target, *args, **kwargs)  # type: ignore[arg-type]
         if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            return handed(operator.methodcaller(str(node.target), *args[1:], **kwargs), args[0])
         return args[0]
 
     with torch.no_grad():
         for node in list(traced.graph.nodes):
             try:
                 values[node.name] = run(node)
-            except Exception:  # a value that is not known makes those computed from it unknown, and no more
+            except Exception as error:  # a value that is not known makes those computed from it unknown, and no more
+                if isinstance(error, MemoryError) or is_ours(error):
+                    raise
                 values[node.name] = None
     return values
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 
+from .blame import handed
+
 _SEED = 0
 # Arguments that say whether an operation drops anything or how much, and what they are where it does not.
 _OFF = {"dropout_p": 0.0, "dropout": 0.0, "train": False, "training": False}
@@ -45,7 +47,7 @@ class Undrawn(TorchDispatchMode):
         """Run one function with it at work."""
         _push_mode(self)
         try:
-            return function(*args, **kwargs)
+            return handed(function, *args, **kwargs)
         finally:
             _pop_mode()
 
@@ -64,7 +66,7 @@ def _dispatch(mode: Undrawn, operation: Any, types: Any, args: Any = (), kwargs:
     kwargs = kwargs or {}
     if draws(operation, args, kwargs):
         return mode.meet(operation, args, kwargs)
-    return operation(*args, **kwargs)
+    return handed(operation, *args, **kwargs)
 
 
 # Set here and not in the class, where torch would wrap it for its compiler, at ten times the cost of an operation.
@@ -104,15 +106,15 @@ def undrawn(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], gener
     given = _named(operation, args, kwargs)
     device = _device(given)
     if device.type == "meta":
-        return operation(*args, **kwargs)
+        return handed(operation, *args, **kwargs)
     if "generator" in given:
-        return operation(**{**given, "generator": generator(device)})
+        return handed(operation, **{**given, "generator": generator(device)})
     off = {name: value for name, value in _OFF.items() if name in given}
     if off:
-        return operation(**{**given, **off})
+        return handed(operation, **{**given, **off})
     with_generator = _with_generator(operation)
     if with_generator is not None:
-        return with_generator(**given, generator=generator(device))
+        return handed(with_generator, **given, generator=generator(device))
     # Before torch took a generator for them, only `rand_like` and its kin are left.
     return given["out"].zero_() if "out" in given else torch.zeros_like(args[0], dtype=given["dtype"])
 

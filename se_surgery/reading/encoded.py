@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PatientError
+from .modes import modes_off
 
 _PLAIN = (Tensor, nn.Parameter)
 # Without values on purpose: it stands for a plain tensor.
@@ -35,6 +36,7 @@ def is_encoded(tensor: Tensor) -> bool:
     return not _computes(tensor)
 
 
+@modes_off
 def _computes(tensor: Tensor) -> bool:
     """Whether it can do what is asked of every parameter here."""
     try:

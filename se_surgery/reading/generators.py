@@ -48,11 +48,14 @@ def no_numbers(view: nn.Module, method: str, error: Callable[[], Exception]) -> 
         if event == "c_call" and isinstance(getattr(called, "__self__", None), random.Random):
             raise error()
 
-    sys.setprofile(watch)
     try:
+        sys.setprofile(watch)
         yield
-    finally:
         sys.setprofile(None)
+    except BaseException:
+        # Here and not in a `finally`, before which an interrupt may come.
+        sys.setprofile(None)
+        raise
 
 
 def sources(view: nn.Module, method: str) -> set[str]:

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .bindings import LIBRARIES, SHARED, is_open, library
+from .blame import handed
 from .copies import Copier
 
 _CALLED = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial, type)
@@ -25,10 +26,10 @@ def before_forward(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]
     """The arguments that a module's own hooks make of those it is called with."""
     for key, hook in list(module._forward_pre_hooks.items()):
         if key in module._forward_pre_hooks_with_kwargs:
-            changed = hook(module, args, kwargs)  # type: ignore[call-arg, arg-type]
+            changed = handed(hook, module, args, kwargs)  # type: ignore[arg-type, var-annotated]
             args, kwargs = (args, kwargs) if changed is None else changed
         else:
-            changed = hook(module, args)  # type: ignore[call-arg, arg-type]
+            changed = handed(hook, module, args)  # type: ignore[arg-type]
             if changed is not None:
                 args = changed if isinstance(changed, tuple) else (changed,)
     return args, kwargs
@@ -38,7 +39,7 @@ def after_forward(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any
     """What a module's own hooks make of its output."""
     for key, hook in list(module._forward_hooks.items()):
         given = (args, kwargs, output) if key in module._forward_hooks_with_kwargs else (args, output)
-        changed = hook(module, *given)  # type: ignore[operator]
+        changed = handed(hook, module, *given)  # type: ignore[arg-type]
         output = output if changed is None else changed
     return output
 

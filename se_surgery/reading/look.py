@@ -19,8 +19,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from .again import comes_again
 from .dataflow import Value
 from .events import Call, Event, is_map
+from .modes import modes_off
 from .probes import describe, mixed, probes, refused, resized
 from .recorder import Recorder, to_meta
 from .table import DoesNotRun, Table, Way, reason_of
@@ -178,6 +180,7 @@ def look_again(seen: Look) -> Look | None:
     return None
 
 
+@modes_off
 def _record(table: Table, args: tuple[Any, ...], way: Way) -> Look:
     """One run of the copy.
 
@@ -185,10 +188,11 @@ def _record(table: Table, args: tuple[Any, ...], way: Way) -> Look:
         DoesNotRun: The model's own code fails on these arguments.
     """
     recorder = Recorder(way.real)
+    given = args if way.real else _on_meta(args)
     with table.ready(way, recorder) as copies:
         try:
             with recorder:
-                output = copies[""](*(args if way.real else to_meta(args)))
+                output = copies[""](*given)
         except Exception as error:  # whatever the model's own code raises: the input does not fit it
             raise reason_of(error, recorder, copies) from error
     wrong = mixed(args, output)
@@ -197,3 +201,19 @@ def _record(table: Table, args: tuple[Any, ...], way: Way) -> Look:
     clocks = tuple(event.clock for event in recorder.events)
     events = tuple(recorder.events)
     return Look(table, way, copies, recorder.calls, events, clocks, recorder.flow.values, args, args)
+
+
+def _on_meta(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments without values.
+
+    Raises:
+        DoesNotRun: There are no such: a tensor's class has no meta device.
+    """
+    try:
+        return to_meta(args)  # type: ignore[no-any-return]
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a tensor of another class raises
+        if not comes_again(error, lambda: to_meta(args)):
+            raise
+        raise DoesNotRun(error, is_about_shapes=False) from error

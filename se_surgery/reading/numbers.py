@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import TraceError
+from .blame import handed
 from .reads import SELF
 from .watch import Watch, way
 
@@ -48,7 +49,7 @@ class Numbers(TorchFunctionMode):
                     return self.tracer.create_proxy("call_function", getattr, (node, name), {})
                 if name in _SHAPES:
                     self.watch.reads.take(SELF, (*way(path), (".", "shape")), tuple(args[0].shape))
-        return function(*args, **(kwargs or {}))
+        return handed(function, *args, **(kwargs or {}))
 
     def refuse_frozen(self) -> None:
         """To be called when all that was read is known.

@@ -9,40 +9,22 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import MethodWrapperType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from .blame import handed
 from .copies import Copier
 from .dataflow import Dataflow
 from .draws import Undrawn
 from .events import KINDS, MAXIMA, Call, Event, is_gate, is_in_place, is_like_first, is_map
 from .hooks import after_forward, before_forward, bound_forward
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-class OurFault(Exception):
-    """Carries an error that looking itself raised out of the forward that it happened in."""
-
-
-def ours(function: F) -> F:
-    """What a recorder does while a model's forward runs: an error in it is none of that forward's."""
-
-    @functools.wraps(function)
-    def method(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except Exception as error:
-            raise OurFault from error
-
-    return method  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -89,7 +71,7 @@ class Recorder(TorchFunctionMode):
         kind = KINDS.get(function)
         kwargs = kwargs or {}
         if type(function) is MethodWrapperType:  # what reads `shape`, `dtype` and the like
-            return function(*args, **kwargs)
+            return handed(function, *args, **kwargs)
         if kind is not None and not self.real and is_like_first(function, args):
             # A value is known by the identity of its tensor.
             result = args[0] if is_in_place(function, args, kwargs) else torch.empty_like(args[0])
@@ -108,18 +90,16 @@ class Recorder(TorchFunctionMode):
     def _run(self, function: Any, args: Any, kwargs: Any, may_draw: bool) -> Any:
         """Run a function of torch's; one that fails is remembered."""
         try:
-            return self._undrawn.run(function, args, kwargs) if may_draw else function(*args, **kwargs)
+            return self._undrawn.run(function, args, kwargs) if may_draw else handed(function, *args, **kwargs)
         except Exception as error:
             self.failure = Failure(error, function, args, kwargs)
             raise
 
-    @ours
     def _follow(
         self, function: Any, kind: str | None, args: Any, kwargs: Any, result: Any, event: Event | None
     ) -> None:
         self.flow.note(function, kind, args, kwargs, result, self.stack[-1], self.clock, event)
 
-    @ours
     def _note(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> Event | None:
         extra: dict[str, Any] = {}
         if kind == "conv":
@@ -144,7 +124,7 @@ class Recorder(TorchFunctionMode):
     def call(self, path: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run a module's forward as one call, in the place of what nn.Module does: no hook runs."""
         self._enter(path, args, kwargs)
-        output = module.forward(*args, **kwargs)
+        output = handed(module.forward, *args, **kwargs)
         self._leave(output)
         return output
 
@@ -153,7 +133,7 @@ class Recorder(TorchFunctionMode):
         with self._silent():
             args, kwargs = before_forward(module, args, kwargs)
         self._enter(path, args, kwargs)
-        output = forward(*args, **kwargs)
+        output = handed(forward, *args, **kwargs)
         with self._silent():
             output = after_forward(module, args, kwargs, output)
         self._leave(output)
@@ -169,7 +149,6 @@ class Recorder(TorchFunctionMode):
         finally:
             self.stack, self.events, self.calls, self.flow = noted
 
-    @ours
     def _enter(self, path: str, args: Any, kwargs: Any) -> None:
         self.clock += 1
         parent = self.stack[-1] if self.stack else None
@@ -181,7 +160,6 @@ class Recorder(TorchFunctionMode):
             parent.children.append(call)
         self.stack.append(call)
 
-    @ours
     def _leave(self, output: Any) -> None:
         self.clock += 1
         call = self.stack.pop()

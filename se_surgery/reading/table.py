@@ -15,14 +15,13 @@ from torch import nn
 
 from ..errors import SurgeryError
 from .again import comes_again
+from .blame import is_ours
 from .copies import Copier
 from .hooks import loose_hooks, own_hooks
-from .recorder import OurFault, Recorder, on_the_table
+from .recorder import Recorder, on_the_table
 
 _PACKAGE = __name__.partition(".")[0] + "."
-_NETWORKS = _PACKAGE + "backbones."
 _SES = _PACKAGE + "se."
-_LOOKING = __name__.rpartition(".")[0] + "."
 # No other input would help against these.
 _NEVER_THE_INPUT = (SurgeryError, MemoryError, RecursionError)
 
@@ -122,9 +121,7 @@ class Table:
 
 def reason_of(error: Exception, recorder: Recorder, copies: dict[str, nn.Module]) -> Exception:
     """What to raise for an error in a run: `DoesNotRun`, or where no other input would help the error itself."""
-    if isinstance(error, OurFault) and error.__cause__ is not None:
-        return error.__cause__  # type: ignore[return-value]
-    if isinstance(error, _NEVER_THE_INPUT) or _is_in_an_se(recorder, copies) or _is_ours(error, recorder):
+    if isinstance(error, _NEVER_THE_INPUT) or _is_in_an_se(recorder, copies) or is_ours(error):
         return error
     failure = recorder.failure
     is_its = failure is not None and failure.error is error
@@ -135,17 +132,3 @@ def _is_in_an_se(recorder: Recorder, copies: dict[str, nn.Module]) -> bool:
     """Whether an SE of this library was at work: it takes whatever maps its block makes."""
     forwards = [vars(cls).get("forward") for call in recorder.stack for cls in type(copies[call.path]).__mro__]
     return any(str(getattr(forward, "__globals__", {}).get("__name__")).startswith(_SES) for forward in forwards)
-
-
-def _is_ours(error: Exception, recorder: Recorder) -> bool:
-    """Whether an error was raised by what a rewritten forward calls of this library, and by no function of torch's.
-
-    The frames of looking itself call the forwards, which may take other arguments; its own errors are `OurFault`s.
-    """
-    if recorder.failure is not None and recorder.failure.error is error:
-        return False
-    trail = error.__traceback__
-    while trail is not None and trail.tb_next is not None:
-        trail = trail.tb_next
-    name = str(trail.tb_frame.f_globals.get("__name__")) if trail is not None else ""
-    return name.startswith(_PACKAGE) and not name.startswith((_NETWORKS, _LOOKING))

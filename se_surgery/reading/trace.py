@@ -25,8 +25,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import TraceError
+from .blame import handed, is_ours
 from .effects import is_container, only_computing, refuse_switched
 from .events import Call
+from .modes import modes_off
 from .numbers import Numbers
 from .outer import add_outer
 from .reads import BASE, SELF, Read
@@ -115,23 +117,23 @@ class _Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if threading.get_ident() != self.thread:
-            return forward(*args, **kwargs)
+            return handed(forward, *args, **kwargs)
         with self.watch.on(False):
-            return super().call_module(m, forward, args, kwargs)
+            return handed(super().call_module, m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         if threading.get_ident() != self.thread:
             return attr_val
         with self.watch.on(False):
-            return super().getattr(attr, attr_val, parameter_proxy_cache)
+            return handed(super().getattr, attr, attr_val, parameter_proxy_cache)
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
         with self.watch.on(False):
-            return super().create_proxy(*args, **kwargs)
+            return handed(super().create_proxy, *args, **kwargs)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         refuse_switched()
-        return super().create_node(*args, **kwargs)
+        return handed(super().create_node, *args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
@@ -148,7 +150,7 @@ class _Tracer(fx.Tracer):
 
         def run(root: nn.Module) -> Any:
             with self.watch.on():
-                return root_fn(root, *call.args, **call.kwargs)
+                return handed(root_fn, root, *call.args, **call.kwargs)
 
         return run, [self.root]
 
@@ -172,7 +174,7 @@ class _Tracer(fx.Tracer):
         if isinstance(a, Tensor) and not isinstance(a, fx.Proxy):
             raise TraceError("the forward makes or reads a tensor that is neither a parameter nor a buffer")
         with self.watch.on(False):
-            return super().create_arg(a)
+            return handed(super().create_arg, a)
 
 
 def shallow_view(cls: type, state: dict[str, Any]) -> nn.Module:
@@ -186,6 +188,7 @@ def shallow_view(cls: type, state: dict[str, Any]) -> nn.Module:
     return view
 
 
+@modes_off
 def trace(block: nn.Module, call: Call, *, method: str = "forward", training: bool = False) -> Trace:
     """Trace `block.method` for the arguments of `call`.
 
@@ -208,13 +211,19 @@ def trace(block: nn.Module, call: Call, *, method: str = "forward", training: bo
     _meet(watch, type(block), method)
     try:
         with only_computing(view, method), watch.patching(), Numbers(view, tracer, watch) as numbers:
-            graph = tracer.trace(view)
+            graph = handed(tracer.trace, view)
+            if watch.fault is not None:
+                raise watch.fault
         add_outer(watch, view)
         numbers.refuse_frozen()
     except TraceError as error:
         error.reads = _read(watch)
         raise
     except Exception as error:  # whatever the block's own code raises on a proxy
+        if watch.fault is not None:
+            raise watch.fault from None
+        if isinstance(error, MemoryError) or is_ours(error):
+            raise
         reason = f"its forward cannot be traced ({type(error).__name__}: {_first_line(error)})"
         refusal = TraceError(reason)
         refusal.reads = _read(watch)

@@ -33,12 +33,14 @@ class Watch:
         reads: What was read.
         modal: Whether the block's own `training` was read, or that of a child.
         opened: The ways to modules of which the whole `__dict__` was asked for.
+        fault: An error in noting that Python has taken for a missing attribute of a module.
     """
 
     def __init__(self, view: nn.Module, training: bool) -> None:
         self.reads = Reads()
         self.modal = False
         self.opened: list[tuple[Step, ...]] = []
+        self.fault: AttributeError | None = None
         self.view = view
         self.training = training
         self.is_on = False
@@ -54,12 +56,11 @@ class Watch:
             for cls in {type(module) for module in self.view.modules()}:
                 self._patch(cls)
             yield
-        finally:
-            for cls, own in self._patched.items():
-                if own is None:
-                    del cls.__getattribute__
-                else:
-                    cls.__getattribute__ = own  # type: ignore[method-assign]
+            self._unpatch()
+        except BaseException:
+            # An interrupt may come while this is undone, too; what is undone already is not touched again.
+            self._unpatch()
+            raise
 
     @contextlib.contextmanager
     def on(self, is_on: bool = True) -> Iterator[None]:
@@ -86,12 +87,18 @@ class Watch:
                     return self._mode(module, original(module, name))
                 caller = sys._getframe(1).f_globals.get("__name__") or ""
                 if not caller.startswith(_OURS):
-                    with self.on(False):
-                        self._note(module, name, caller)
+                    self._note_or_keep(module, name, caller)
             return original(module, name)
 
         self._patched[cls] = cls.__dict__.get("__getattribute__")
         cls.__getattribute__ = __getattribute__  # type: ignore[assignment]
+
+    def _unpatch(self) -> None:
+        for cls, own in self._patched.items():
+            if own is not None:
+                cls.__getattribute__ = own  # type: ignore[method-assign]
+            elif "__getattribute__" in cls.__dict__:
+                del cls.__getattribute__
 
     def _mode(self, module: nn.Module, flag: bool) -> bool:
         """The mode that is traced; a child's own flag has to be the block's when the forward runs."""
@@ -102,6 +109,15 @@ class Watch:
         if here:
             self.reads.add(SELF, (*here, (".", "training")), "mode", None)
         return self.training
+
+    def _note_or_keep(self, module: nn.Module, name: str, caller: str) -> None:
+        """Note a read; after an AttributeError Python asks `__getattr__` next, and forgets it: it is kept."""
+        try:
+            with self.on(False):
+                self._note(module, name, caller)
+        except AttributeError as error:
+            self.fault = error
+            raise
 
     def _note(self, module: nn.Module, name: str, caller: str) -> None:
         here = self._ways.get(id(module))

@@ -12,6 +12,7 @@ from timm.layers import create_act_layer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..reading.modes import modes_off
 from .excite import SESpec, attention
 
 
@@ -37,6 +38,7 @@ def parameter_count(spec: SESpec) -> int:
     return sum(p.numel() for p in module.parameters()) + int(spec.mix)
 
 
+@modes_off
 def multiply_adds(spec: SESpec, size: tuple[int, ...]) -> int:
     """Multiply-adds an image of the module for a spec on a map of `size`: its layers, and the scale of every value.
 
@@ -56,6 +58,7 @@ def multiply_adds(spec: SESpec, size: tuple[int, ...]) -> int:
     return flops // 2 + scale
 
 
+@modes_off
 def activations(spec: SESpec, size: tuple[int, ...]) -> int:
     """Values an image that the module for a spec makes of a map of `size`: of its layers, and the scaled map.
 

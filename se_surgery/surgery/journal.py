@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PatientError
+from ..reading.modes import modes_off
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -85,8 +86,8 @@ class Journal:
         """Put everything back, the last thing first.
 
         An error meanwhile does not stop it: each thing is put back from what was remembered, however far the try before
-        had come. An interrupt is raised again when all is done. To be called twice, for one in between the tries; where
-        the first call came to its end, the second finds nothing to do.
+        had come. An interrupt is raised again when all is done; one in between the tries ends this, and what is left is
+        put back by calling it again.
 
         Raises:
             PatientError: Something cannot be put back.
@@ -109,6 +110,18 @@ class Journal:
                 f"A part of the model could not be put back ({failed}). Build the model anew."
             ) from failed
 
+    def undo_for_sure(self) -> None:
+        """Put everything back, though an interrupt come at any moment.
+
+        Raises:
+            PatientError: Something cannot be put back.
+        """
+        try:
+            self.undo()
+        finally:
+            # Where that came to its end, nothing is left.
+            self.undo()
+
     def _put_back_last(self) -> None:
         key = next(reversed(self._notes))
         kind, thing, state = self._notes[key]
@@ -116,6 +129,7 @@ class Journal:
         del self._notes[key]
 
 
+@modes_off
 def guarded(change: Callable[Concatenate[Journal, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """What `change` returns, called with a journal; where it fails, all that the journal has is put back.
 
@@ -125,10 +139,7 @@ def guarded(change: Callable[Concatenate[Journal, P], T], /, *args: P.args, **kw
     try:
         return change(journal, *args, **kwargs)
     except BaseException:
-        try:
-            journal.undo()
-        finally:
-            journal.undo()
+        journal.undo_for_sure()
         raise
 
 
