@@ -34,6 +34,7 @@ _HOMES = {
         "RewriteError",
         "StageError",
         "SurgeryError",
+        "SurgeryWarning",
         "TraceError",
         "VerifyError",
     ),

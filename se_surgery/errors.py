@@ -26,6 +26,10 @@ class SurgeryError(ValueError):
     """Base class of all errors this library raises for a model or an argument that it cannot work with."""
 
 
+class SurgeryWarning(UserWarning):
+    """What is done is right as far as it goes, and is less than was asked for."""
+
+
 class OptionError(SurgeryError):
     """An argument of a public function has a value that means nothing there."""
 

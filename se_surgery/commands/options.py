@@ -90,6 +90,9 @@ Init = Annotated[
     ),
 ]
 Name = Annotated[str, typer.Option("--name", help="Name of the child module.", rich_help_panel=_SURGERY)]
+Heads = Annotated[
+    bool, typer.Option("--heads", help="Operate on heads, necks and decoders, too.", rich_help_panel=_SURGERY)
+]
 Bias = Annotated[bool, typer.Option("--bias/--no-bias", help="Biases in both layers.", rich_help_panel=_SE)]
 Divisor = Annotated[
     int, typer.Option("--rd-divisor", help="Round the hidden width to a multiple (timm: 8).", rich_help_panel=_SE)
@@ -241,6 +244,7 @@ _SURGERY_OPTIONS: dict[str, Any] = {
     "attn": Attention,
     "existing": Existing,
     "name": Name,
+    "heads": Heads,
 }
 
 

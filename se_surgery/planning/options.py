@@ -40,6 +40,7 @@ class Options:
     attn: str = "se"
     existing: str = "skip"
     name: str = "se"
+    heads: bool = False
 
     @property
     def scale(self) -> float:
@@ -77,6 +78,7 @@ def check_options(
     attn: Any,
     existing: Any,
     name: Any,
+    heads: Any = False,
 ) -> Options:
     """Check every option by itself.
 
@@ -101,6 +103,7 @@ def check_options(
         attn=_choice("attn", attn, ("se", *LIGHT_ATTENTION)),
         existing=_choice("existing", existing, EXISTING),
         name=_name(name),
+        heads=_switch("heads", heads),
     )
     _check_attention(checked)
     _check_identity(checked)
@@ -149,6 +152,12 @@ def check_flags(**flags: Any) -> None:
 def _choice(option: str, value: Any, known: Collection[str]) -> str:
     if not isinstance(value, str) or value not in known:
         raise OptionError(f"{option}={shorten(value)} is not known. Take one of {', '.join(known)}.")
+    return value
+
+
+def _switch(option: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise OptionError(f"{option}={shorten(value)} is not True or False. Give one of them.")
     return value
 
 

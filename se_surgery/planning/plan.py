@@ -19,6 +19,7 @@ from ..errors import SurgeryError
 from ..records import Edge
 from ..se.costs import activations, multiply_adds, parameter_count
 from ..se.excite import SESpec
+from ..structure.census import Census
 from ..structure.find import SESite
 from ..structure.unit import RejectKind
 from ..surgery.schema import FORMAT, VERSION
@@ -140,6 +141,8 @@ class Plan:
         skipped: Every other candidate, with the reason.
         stages: Number of stages of the model.
         params_before: Parameters of the model.
+        census: What became of each addition and concatenation of maps.
+        warnings: What to look at before the plan is carried out.
         buffers_before: Elements of its floating-point buffers (BatchNorm's running statistics).
         exam: All that looking at the model told, and the model. A plan that was pickled or copied in depth has it no
             more: it is plain data, and needs it only to be carried out or drawn.
@@ -155,6 +158,8 @@ class Plan:
     stages: int
     params_before: int
     buffers_before: int
+    census: Census
+    warnings: tuple[str, ...]
     exam: Exam = field(repr=False, compare=False)
 
     @property
@@ -286,6 +291,8 @@ def options_to_dict(options: Options, sites: Iterable[Site]) -> dict[str, Any]:
     data["r"] = {str(stage): ratio for stage, ratio in r.items()} if isinstance(r, Mapping) else r
     data["stages"] = list(options.stages) if options.stages else None
     data["bias"] = list(options.bias)
+    if not options.heads:
+        del data["heads"]  # recipes of before have none
     return data
 
 

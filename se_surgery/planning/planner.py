@@ -6,7 +6,7 @@ In: a model and checked options. Out: a `Plan`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,6 +44,7 @@ def plan_se(
     attn: str = "se",
     existing: str = "skip",
     name: str = "se",
+    heads: bool = False,
     example_input: Any = None,
 ) -> Plan:
     """Say what `add_se` would do with the same arguments, and change nothing.
@@ -68,6 +69,7 @@ def plan_se(
         attn: Kind of attention.
         existing: What to do in a unit that holds an SE already.
         name: Name of the child module.
+        heads: Whether to operate on heads, necks and decoders, too.
         example_input: What to run the model on while looking.
 
     Raises:
@@ -79,7 +81,7 @@ def plan_se(
         (16, 2514944)
     """
     options = check_options(**option_arguments(locals()))
-    return make_plan(Exam(model, example_input), options)
+    return make_plan(Exam(model, example_input, options.heads), options)
 
 
 def make_plan(exam: Exam, options: Options) -> Plan:
@@ -127,8 +129,24 @@ class _Planner:
             stages=self.exam.stages.count,
             params_before=sum(p.numel() for p in model.parameters()),
             buffers_before=sum(b.numel() for b in model.buffers() if b.is_floating_point()),
+            census=self.exam.units.census,
+            warnings=tuple(self._warnings()),
             exam=self.exam,
         )
+
+    def _warnings(self) -> Iterator[str]:
+        """What is wrong with a plan although it can be carried out: units that get no SE though others do."""
+        units, lost = self.exam.units, self.exam.units.lost
+        if not lost:
+            return
+        everywhere = f"{len(lost)} of {len(units.found) + len(lost)} units drop out, in {_shown(lost)}"
+        if len(lost) > len(units.found):
+            yield f"{everywhere}: most of this network. What stops each is among the candidates skipped."
+            return
+        held = {self.exam.stage_of(unit) for unit in units.found}
+        parted = sorted({self.exam.stages.of(end) for _, end in lost} & held)
+        if parted:
+            yield f"{everywhere}: {_listed(parted)} would be operated on in part."
 
     def _consider(self, unit: Unit, held: list[SESite]) -> None:
         stage = self.exam.stage_of(unit)
@@ -303,6 +321,12 @@ def unplaced_reason(plan: Plan) -> SurgeryError:
         f"Nothing to do in {plan.model} with placement={options.placement!r}: {'; '.join(list(reasons)[:3])}. "
         f"Widen stages or where, or say with existing what to do where an SE is."
     )
+
+
+def _shown(lost: list[tuple[str, int]]) -> str:
+    paths = list(dict.fromkeys(path for path, _ in lost))
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return ", ".join(map(repr, paths[:3])) + more
 
 
 def _listed(stages: list[int]) -> str:

@@ -31,6 +31,7 @@ def plan_parts(plan: Plan) -> list[Part]:
     """A plan: its sites, the SEs that are there, the units that get none and why, and what it adds."""
     return [
         f"{plan.model}, {count(plan.stages, 'stage')}: {options_text(plan.options)}",
+        *(f"Warning: {text}" for text in plan.warnings),
         _sites(plan.sites) if plan.sites else _no_sites(plan),
         *_existing(plan),
         _skipped(plan),
@@ -125,6 +126,7 @@ def exam_text(exam: Exam) -> str:
         [
             Section(count(len(exam.units.found), "unit"), [">stage", "kind", ">number"], rows),
             Section("Units with a place", ["placement", ">number"], places),
+            f"Joins of maps: {exam.units.census}." if exam.units.census.joins else "",
             _listed(count(len(exam.existing), "SE"), exam.existing) if exam.existing else "0 SEs",
             _reasons("Joins that are no units", rejected) if rejected else "",
             _outside(reject.path for reject in exam.units.rejected if reject.kind == "outside"),
@@ -142,7 +144,8 @@ def _totals(plan: Plan) -> list[Part]:
     size = " x ".join(map(str, plan.image))
     macs, activations = (f"{number:,} ({number / 1e6:.2f} M)" for number in (plan.macs_added, plan.activations_added))
     added = f"Added for one image of {size}: {macs} multiply-adds, {activations} activations."
-    return [Section("", ["", ">before", ">added", ">after", ">"], rows), added]
+    joins = f"Joins of maps: {plan.census}." if plan.census.joins else ""
+    return [Section("", ["", ">before", ">added", ">after", ">"], rows), added, joins]
 
 
 def options_text(options: Options) -> str:

@@ -183,6 +183,12 @@ class Graph:
             index = self.values[index].inputs[0]
         return index
 
+    def part_of(self, index: int) -> int | None:
+        """The map that a value is a part of, or None where it is a whole one."""
+        while self.values[index].kind == "pass" and len(self.values[index].inputs) == 1:
+            index = self.values[index].inputs[0]
+        return self.source(index) if self.values[index].kind == "slice" else None
+
     def before(self, index: int, through: frozenset[int] = frozenset()) -> list[int]:
         """The convolution that another one follows, with normalisation, activation and gates at most between them.
 
@@ -213,6 +219,15 @@ class Graph:
         found = [join for value in self.values if (join := self._join(value)) is not None]
         absorbed = frozenset().union(*(join.absorbed for join in found))
         return [join for join in found if join.value.index not in absorbed]
+
+    @cached_property
+    def joined(self) -> dict[int, list[Join]]:
+        """The joins that a value goes into, by value."""
+        found: dict[int, list[Join]] = {}
+        for join in self.joins:
+            for operand in join.operands:
+                found.setdefault(operand.value.index, []).append(join)
+        return found
 
     @cached_property
     def long_skips(self) -> frozenset[Join]:

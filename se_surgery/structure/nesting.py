@@ -127,6 +127,8 @@ def _whole(units: list[Found], outer: Found) -> list[Found]:
 
 
 def _is_inside(inner: Found, outer: Found) -> bool:
+    if inner.kind == outer.kind == "dense":
+        return False  # each is made of those before
     region = outer.region
     is_part = inner.join.value.index != outer.join.value.index and not inner.region & ~region
     return is_part and bool(region >> inner.join.value.index & 1)

@@ -55,7 +55,8 @@ class Found:
         graph = self.join.graph
         if self.kind == "aggregation":
             links = union_of(operand.since.alone for operand in self.join.operands if not operand.is_base)
-            return self.join.region | links | union_of(1 << index for index in behind(self.join))
+            after = union_of(1 << index for index in behind(self.join))
+            return ((self.join.region | links) & self._inside) | after
         if self.kind == "cell":
             return self._inside
         alone = self.branch.alone if self.branch is not None else self.join.region
@@ -194,6 +195,15 @@ def _sum(join: Join) -> Answer:
     return Unfit("no convolution on either side of the addition")
 
 
+def _reversible(join: Join) -> Answer:
+    """Reversible networks take a map apart, add to each part, and put the parts together again: those are the units."""
+    sums = [operand for operand in join.operands if _is_own_sum(join, operand)]
+    if join.kind != "cat" or len(sums) < len(join.operands):
+        return None
+    parts = [{part for part in map(join.graph.part_of, operand.value.inputs) if part is not None} for operand in sums]
+    return Unfit("puts the parts of a map together again") if set.intersection(*parts) else None
+
+
 def _cell(join: Join) -> Answer:
     """NASNet's cells: a concatenation of two and more sums of the same forward."""
     sums = [operand for operand in join.operands if _is_own_sum(join, operand)]
@@ -207,7 +217,16 @@ def _is_own_sum(join: Join, operand: Operand) -> bool:
 
 def _aggregation(join: Join) -> Answer:
     """One-shot aggregation: a chain of convolutions, all of it concatenated, and a convolution of that."""
-    return [Found("aggregation", join)] if is_chain(join) and _convolves(join) else None
+    is_whole = is_chain(join) and _convolves(join) and not _goes_on_with_both(join)
+    return [Found("aggregation", join)] if is_whole else None
+
+
+def _goes_on_with_both(join: Join) -> bool:
+    """Whether what is made of a concatenation is joined later with what went into it: dense layers (HarDNet)."""
+    graph, after = join.graph, behind(join)[1:]
+    mine = {operand.value.index for operand in join.operands}
+    later = (other for index in after for other in graph.joined.get(index, ()) if other.kind == "cat")
+    return any(not mine.isdisjoint(operand.value.index for operand in other.operands) for other in later)
 
 
 def is_chain(join: Join) -> bool:
@@ -332,6 +351,7 @@ RULES: tuple[Callable[[Join], Answer], ...] = (
     _residual,
     _several,
     _sum,
+    _reversible,
     _cell,
     _aggregation,
     _dense,

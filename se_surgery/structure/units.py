@@ -51,12 +51,15 @@ class Units:
         found: The units in order of execution.
         rejected: The candidates that are none.
         closed: Modules that join feature maps and cannot be traced.
+        lost: Units that get no place, because their forward cannot be looked into or nothing in it can hold an SE: the
+            path of each, and when it ended.
         census: What became of each join.
     """
 
     found: list[Unit] = field(default_factory=list)
     rejected: list[Reject] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
+    lost: list[tuple[str, int]] = field(default_factory=list)
     census: Census = field(default_factory=Census)
 
 
@@ -102,6 +105,7 @@ def _hosted(anatomy: Anatomy, graph: Graph, verdicts: Verdicts, units: Units) ->
             hosted[found] = hosts.unit(found)
         except TraceError as error:
             path = found.join.path
+            units.lost.append((path, graph.look.calls[path][0].end))
             if path not in units.closed:
                 units.closed.append(path)
                 units.rejected.append(Reject(path, str(error), "untraceable", isinstance(error, InstanceForwardError)))
@@ -341,7 +345,7 @@ def _sums_of_one(verdicts: Verdicts) -> frozenset[int]:
 
 def _plain(anatomy: Anatomy, units: Units) -> None:
     """In a network without any unit every convolution is one, with its normalisation and activation."""
-    found = []
+    found, lost = [], []
     for event in anatomy.look.events:
         if event.kind != "conv" or not event.spatial or not anatomy.look.learns(event.path):
             continue
@@ -349,7 +353,10 @@ def _plain(anatomy: Anatomy, units: Units) -> None:
             found.append(plain_unit(anatomy, event))
         except TraceError as error:
             units.rejected.append(Reject(event.path, str(error)))
+            lost.append((event.path, event.clock))
     units.found += _once(found)
+    # A convolution or two without an activation make the class scores.
+    units.lost += lost if len(lost) > len(units.found) else []
 
 
 def plain_unit(anatomy: Anatomy, event: Event) -> Unit:

@@ -7,6 +7,7 @@ module, and they decide nothing.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from ..checking.check import compare_rewritten
-from ..errors import PatientError, SurgeryError
+from ..errors import PatientError, SurgeryError, SurgeryWarning
 from ..planning.exam import Exam
 from ..planning.options import check_flags, check_options, option_arguments
 from ..planning.plan import Plan, Site, operation_of
@@ -44,6 +45,7 @@ def add_se(
     attn: str = "se",
     existing: str = "skip",
     name: str = "se",
+    heads: bool = False,
     example_input: Any = None,
     lean: bool = True,
     inplace: bool = True,
@@ -73,6 +75,7 @@ def add_se(
         attn: `se`, or one of timm's light attention modules: `ese`, `eca`, `cbam`, `gc`, ...
         existing: In a unit that holds an SE already: `skip` it, `replace` that SE, `stack` another, or `error`.
         name: Name of the child module.
+        heads: Whether to operate on the heads, necks and decoders of detection and segmentation networks, too.
         example_input: (C, H, W), a tensor with its batch axis, or a tuple of arguments, to look at the model with. By
             default the size in timm's `pretrained_cfg`, or one that works.
         lean: Whether the SEs keep less for the backward pass, and take less time there: a matter of how they run, which
@@ -97,7 +100,10 @@ def add_se(
     check_flags(lean=lean, inplace=inplace)
     if not inplace:
         model = copied(model)
-    return guarded(graft, model, make_plan(Exam(model, example_input), options), lean)
+    plan = make_plan(Exam(model, example_input, options.heads), options)
+    for text in plan.warnings:
+        warnings.warn(text, SurgeryWarning, stacklevel=2)
+    return guarded(graft, model, plan, lean)
 
 
 def copied(model: nn.Module) -> nn.Module:

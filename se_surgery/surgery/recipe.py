@@ -128,7 +128,7 @@ def _add(
         options = check_options(**given)
     except SurgeryError as error:
         raise SurgeryError(f"Operation {number} of the recipe has options that mean nothing here: {error}") from error
-    plan = make_plan(Exam(model, example_input), options)
+    plan = make_plan(Exam(model, example_input, options.heads), options)
     _compare(operation["sites"], [site_to_dict(site) for site in plan.sites], number)
     graft(journal, model, plan)
 

@@ -158,7 +158,8 @@ OPTIONS = record(
         "attn": _name,
         "existing": _name,
         "name": _name,
-    }
+    },
+    {"heads": _flag},
 )
 _ADDED = record(
     {
