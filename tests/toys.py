@@ -254,7 +254,7 @@ class ForkedInPlaceBlock(nn.Module):
         self.conv3 = conv(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.bn1(self.conv1(self.relu(x)))
+        y = self.relu(self.bn1(self.conv1(self.relu(x))))
         z = self.bn2(self.conv2(x))
         return x + self.conv3(torch.cat([y, z], 1))
 

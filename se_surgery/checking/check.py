@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -227,6 +228,9 @@ class _Comparison:
     def _place(self, block: Block, name: str) -> str:
         """What a node of the block's graph is called on a stage."""
         node = next(node for node in block.nodes if node.name == name)
+        # One of several values that a child returned is the child's.
+        while node.target is operator.getitem and node.args[0] in block.nodes and not block.is_map(node.args[0]):
+            node = node.args[0]  # type: ignore[assignment]
         if node.op == "call_module":
             path = f"{self.path}.{node.target}" if self.path else str(node.target)
             return self.anatomy.look.aliases.get(path, path)

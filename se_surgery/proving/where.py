@@ -284,13 +284,16 @@ def _identity(seat: Seat) -> str | None:
 
 def _one_operand(seat: Seat, join: Join, transformed: bool) -> str | None:
     """Exactly one operand is halved; it is the one with more convolutions, or with fewer."""
+    halved = [operand for operand in join.reached if seat.is_half(operand)]
+    if transformed and join.value.kind == "cat" and len(halved) == 1 and _goes_on(seat, join):
+        return None  # of dense layers those that come later take what it gives, too
     if len(join.reached) > 1:
         return f"it changes {len(join.reached)} operands of {join}"
     (mine,) = join.reached
-    if not seat.is_half(mine):
+    if not halved:
         return f"its operand of {join} is not halved with its gate"
     convolutions = len(seat.convolutions(join.alone(mine)))
-    most = max(len(seat.convolutions(join.alone(other))) for other in join.free)
+    most = max(_convolutions(seat, join, other, transformed) for other in join.free)
     if transformed and convolutions <= most:
         return f"it is on an operand of {join} with {convolutions} convolutions; another has {most}"
     if not transformed and convolutions >= most:
@@ -298,6 +301,19 @@ def _one_operand(seat: Seat, join: Join, transformed: bool) -> str | None:
     if transformed and join.value.kind == "cat" and _is_parallel(seat, join):
         return f"it is behind one branch of {join}, not behind all"
     return None
+
+
+def _convolutions(seat: Seat, join: Join, other: Value, is_branch: bool) -> int:
+    """Convolutions on the way to another operand; a sum has a shortcut and more branches in it (x + f(x) + g(x))."""
+    alone = join.alone(other)
+    inner = (join_of(other) or []) if is_branch and other.kind == "add" and other.frame == join.value.frame else []
+    return min(len(seat.convolutions(alone & one.mask)) for one in (inner or [other]))
+
+
+def _goes_on(seat: Seat, join: Join) -> bool:
+    """Whether a concatenation hands on a map as it was, beside new ones: dense connectivity."""
+    alone = [seat.within(join.alone(operand)) for operand in join.free]
+    return any(not any(value.learns or value.kind == "pool" for value in values) for values in alone)
 
 
 def _is_parallel(seat: Seat, join: Join) -> bool:

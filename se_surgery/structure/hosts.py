@@ -19,7 +19,7 @@ from ..reading.block import Block
 from ..reading.dataflow import Value
 from ..reading.events import Call
 from .graph import Graph, Join, Operand, members
-from .joins import Side, end_of, placeholders, sides_of, union_of
+from .joins import Side, behind_constants, end_of, placeholders, sides_of, union_of
 from .rules import Found, around, before_gates, behind
 from .unit import Unit
 
@@ -110,7 +110,7 @@ class Hosts:
             if index in join.absorbed:
                 found += self._sources(block, source, self.graph.values[index], join)
             else:
-                found.append(source)
+                found.append(behind_constants(block, source))
         return found
 
     def _shared(self, block: Block, operand: Operand, source: fx.Node) -> int:

@@ -27,8 +27,16 @@ def sources_of(block: Block, node: fx.Node) -> list[fx.Node]:
     found: list[fx.Node] = []
     for source in block.maps_into(node):
         is_part = block.kind(node) == block.kind(source) == "add" and len(source.users) == 1
-        found += sources_of(block, source) if is_part and len(block.maps_into(source)) > 1 else [source]
+        is_sum = is_part and len(block.maps_into(source)) > 1
+        found += sources_of(block, source) if is_sum else [behind_constants(block, source)]
     return found
+
+
+def behind_constants(block: Block, node: fx.Node) -> fx.Node:
+    """From a map with a parameter added, and used once, back to the map."""
+    while block.kind(node) == "add" and len(node.users) == 1 and len(block.maps_into(node)) == 1:
+        (node,) = block.maps_into(node)
+    return node
 
 
 def sides_of(block: Block, sources: list[fx.Node]) -> list[Side]:

@@ -86,7 +86,10 @@ def _first_up(graph: Graph, verdicts: Verdicts) -> int | None:
     """When maps first got larger in no unit, and in nothing that fuses several resolutions, or None."""
     inner = union_of(found.region for found in verdicts.found)
     fused = union_of(join.region for join in graph.long_skips if fuses(join))
-    first = lowest(graph.enlarged & ~inner & ~fused)
+    # What gates a map, or goes nowhere, is none of the way to the outputs.
+    outputs = (value.index for value in graph.values if any(not call.path for call in value.calls))
+    way = union_of(graph.ancestors[index] for index in outputs)
+    first = lowest(graph.enlarged & way & ~inner & ~fused)
     return graph.values[first].clock if first is not None else None
 
 
