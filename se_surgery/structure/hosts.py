@@ -158,6 +158,9 @@ class Hosts:
         # In front of an SE that is there already, or where the forward has no such place behind it.
         candidates = (self._result(block, self.graph.values[i]) for i in (chain[inner - 1], *chain[inner:]))
         end = next((candidate for candidate in candidates if candidate is not None), None)
+        if end is None and block.path:
+            # What follows is nothing that its forward could be parted at: all that it does is the branch.
+            return whole(block)
         if node is None or end is None:
             raise TraceError(ELSEWHERE)
         inside = block.ancestors[end] & ~placeholders(block)
@@ -167,6 +170,13 @@ class Hosts:
         """The node of a block whose result a value is: an operation of its own, or a child that returns it."""
         returned = (n for n in block.nodes if block.calls.get(n.name) in value.calls)
         return self._node_of(block, value.index) or next(returned, None)
+
+
+def whole(block: Block) -> Unit:
+    """All that a block does as a branch."""
+    output = block.output()
+    inside = block.ancestors[output] & ~placeholders(block) & ~(1 << block.index[output])
+    return Unit(block.path, "straight", block, block.call.end, None, inside)
 
 
 def aggregation(block: Block, node: fx.Node) -> Unit | None:

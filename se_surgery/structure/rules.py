@@ -56,7 +56,10 @@ class Found:
         if self.kind == "aggregation":
             links = union_of(operand.since.alone for operand in self.join.operands if not operand.is_base)
             after = union_of(1 << index for index in behind(self.join))
-            return ((self.join.region | links) & self._inside) | after
+            # A chain of this forward's own does not reach back behind it; one of what it was given (DLA) does.
+            chain = self.join.region | links
+            own = chain & self._inside
+            return (own if own & self.join.graph.convolutions else chain) | after
         if self.kind == "cell":
             return self._inside
         alone = self.branch.alone if self.branch is not None else self.join.region

@@ -24,8 +24,8 @@ from ..records import original_class
 from .behind import after_convolution, behind_in
 from .census import Census, Counted, Fate
 from .graph import Graph, Join, members
-from .hosts import ELSEWHERE, Hosts, aggregation
-from .joins import Side, counterpart, end_of, placeholders, sides_of, sources_of, union_of
+from .hosts import ELSEWHERE, Hosts, aggregation, whole
+from .joins import Side, counterpart, end_of, sides_of, sources_of, union_of
 from .nesting import HOLDER, settle
 from .outside import (
     ON_SEQUENCES,
@@ -194,7 +194,7 @@ def in_other_way(unit: Unit, block: Block) -> Unit | None:
         return _plain_in(unit, unit.convolution, block)
     if unit.join is not None:
         return _counterpart(unit, block)
-    return None if is_part(block) else _whole(block)
+    return None if is_part(block) else whole(block)
 
 
 def is_part(block: Block) -> bool:
@@ -251,14 +251,7 @@ def _straight(block: Block) -> Unit:
             transformed=branch.node,
             untransformed=other.node,
         )
-    return _whole(block)
-
-
-def _whole(block: Block) -> Unit:
-    """All that a block does as a branch."""
-    output = block.output()
-    inside = block.ancestors[output] & ~placeholders(block) & ~(1 << block.index[output])
-    return Unit(block.path, "straight", block, block.call.end, None, inside)
+    return whole(block)
 
 
 def _length(block: Block, side: Side) -> int:
