@@ -79,6 +79,8 @@ class Observed:
             if may_draw:
                 return handed(self._undrawn.run, node.target, args, kwargs)  # type: ignore[arg-type]
             return handed(node.target, *args, **kwargs)  # type: ignore[arg-type]
+        if _is_a_float(node, args):
+            return 1.0
         if node.op == "call_method":
             return handed(operator.methodcaller(str(node.target), *args[1:], **kwargs), args[0])
         return args[0]
@@ -90,6 +92,12 @@ class Observed:
             return None
         self.calls[node.name] = left.pop(0)
         return self.calls[node.name].output
+
+
+def _is_a_float(node: fx.Node, args: tuple[Any, ...]) -> bool:
+    """Whether a value is the number in a tensor: on the meta device any will do, for the maps that it scales."""
+    of_tensor = bool(args) and isinstance(args[0], Tensor) and args[0].is_floating_point() and args[0].numel() == 1
+    return of_tensor and (node.target == "item" or node.target is float)
 
 
 def _on_meta(value: Any) -> Any:

@@ -24,7 +24,7 @@ _UNREAD = frozenset(nn.Module().__dict__) - {"training"}
 _GROUPS = ("_modules", "_parameters", "_buffers")
 # Whose reads are not the forward's.
 _OURS = ("torch.fx", __name__.partition(".")[0] + ".reading")
-_BETWEEN = __name__.rpartition(".")[0] + ".stand_ins"
+_BETWEEN = [__name__.replace("watch", name) for name in ("stand_ins", "blame")]
 
 
 class Watch:
@@ -191,7 +191,7 @@ class Watch:
 
 def _caller(frame: Any) -> str:
     """The Python module that reads something; what it calls `getattr` by stands between."""
-    if frame.f_globals.get("__name__") == _BETWEEN:
+    while frame.f_globals.get("__name__") in _BETWEEN:
         frame = frame.f_back
     return frame.f_globals.get("__name__") or ""
 
