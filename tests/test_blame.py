@@ -15,9 +15,8 @@ import toys
 from torch import Tensor, nn
 
 from se_surgery import ProbeError, add_se, plan_se
-from se_surgery.reading import trace
+from se_surgery.reading import block, trace
 from se_surgery.reading.blame import handed, is_ours
-from se_surgery.reading.block import Block
 from se_surgery.reading.draws import Undrawn
 from se_surgery.reading.look import look
 from se_surgery.reading.numbers import Numbers
@@ -39,7 +38,7 @@ AT_WORK = {
     "an argument is made": (trace._Tracer, "create_arg"),
     "numbers are watched": (Numbers, "__torch_function__"),
     "what is outside is read": (trace, "add_outer"),
-    "calls are matched": (Block, "_match_calls"),
+    "calls are matched": (block, "replayed"),
 }
 
 
@@ -87,7 +86,7 @@ class Doubles(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv2(torch.relu(self.conv1(x)))
-        if not isinstance(y, Tensor):
+        if y.__class__ is not Tensor:
             raise self.error
         return x + y
 

@@ -7,7 +7,9 @@ channel axis of its values. Blocks of equal class and children share one trace w
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+from collections.abc import Iterator
 from functools import cached_property
 from types import FunctionType
 from typing import Any
@@ -17,7 +19,8 @@ from torch.utils import _pytree as pytree
 
 from ..errors import InstanceForwardError, TraceError
 from ..records import HELD, IMPLANTS, OPERATIONS, PUT_IN, REPLACED, original_class, original_state
-from .block import Block
+from .answers import must_bes
+from .block import Block, calls_inside, replayed
 from .events import Call
 from .layout import channel_axis
 from .look import Look, look_again
@@ -143,7 +146,8 @@ class Anatomy:
     def traced(self, view: nn.Module, call: Call, method: str, training: bool) -> Trace:
         """The trace of one method in one mode, shared by blocks for which all that it read is the same."""
         key = (training, method, self._shape_of(view), _argument_key(call))
-        found = next((one for one in self._traces.get(key, ()) if _fits(one, view)), None)
+        fitting = (one for one in self._traces.get(key, ()) if _fits(one, view))
+        found = next((one for one in fitting if _granted(self.look, one, view, call)), None)
         if found is None:
             found = self._made(view, call, method, training)
             modal = isinstance(found, TraceError) or found.modal
@@ -157,9 +161,26 @@ class Anatomy:
     def _made(self, view: nn.Module, call: Call, method: str, training: bool) -> Trace | TraceError:
         try:
             _refuse_instance_forward(view, method)
-            return with_bare(trace(view, call, method=method, training=training), view, call, training)
+            calls_of = functools.partial(calls_inside, self.look, call)
+            traced = trace(view, call, method=method, training=training, calls_of=calls_of)
+            self._refuse_sizes(traced, view, call)
+            return with_bare(traced, view, call, training, calls_of)
         except TraceError as error:
             return error
+
+    def _refuse_sizes(self, traced: Trace, view: nn.Module, call: Call) -> None:
+        """Refuse a graph that takes for granted what is another thing at another size, or in another batch.
+
+        Raises:
+            TraceError: It does, with what that is.
+        """
+        for other in self.look.others if must_bes(traced.graph) else ():
+            calls = other.calls.get(call.path, ())
+            for node in _denied(other, traced, view, calls[0]) if calls else ():
+                raise TraceError(
+                    f"its forward goes by the size of the images or their number ({node.args[2]}), and a graph of it "
+                    f"would not"
+                )
 
     def _shape_of(self, module: nn.Module) -> Any:
         state = {k: _plain(v) for k, v in module.__dict__.items() if k not in _OWN}
@@ -171,6 +192,21 @@ class Anatomy:
 def _fits(traced: Trace | TraceError, view: nn.Module) -> bool:
     """Whether a block has all that a trace of another one read as that other one had it."""
     return all(read.holds(view) for read in traced.reads if read.root == SELF)
+
+
+def _granted(look: Look, traced: Trace | TraceError, view: nn.Module, call: Call) -> bool:
+    """Whether all that a graph takes for granted of the observed call is so in this one."""
+    return isinstance(traced, TraceError) or not list(_denied(look, traced, view, call))
+
+
+def _denied(look: Look, traced: Trace, view: nn.Module, call: Call) -> Iterator[fx.Node]:
+    """What a graph takes for granted and is not so in a call: its nodes that ask for it."""
+    asking = must_bes(traced.graph)
+    values = replayed(look, traced, view, call).values if asking else {}
+    for node in asking:
+        found: Any = node.args[0]
+        if values[found.name] is not None and values[found.name] != node.args[1]:
+            yield node
 
 
 def _refuse_instance_forward(view: nn.Module, method: str) -> None:

@@ -6,19 +6,18 @@ activations, ...) that happened inside every node, and the few questions about t
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from ..records import Edge
-from .blame import handed, is_ours
-from .events import Call, Event, is_map, kind_of
+from .events import Call, Event, is_gate, is_map, kind_of
 from .look import Look
-from .modes import modes_off
+from .observed import Observed
 from .trace import Trace
 
 _OPERATORS = {operator.add: "add", operator.iadd: "add", operator.mul: "gate", operator.imul: "gate"}
@@ -42,21 +41,9 @@ class Block:
         self.path = call.path
         self.nodes: list[fx.Node] = list(traced.graph.nodes)
         self.index = {node: i for i, node in enumerate(self.nodes)}
-        self.calls = self._match_calls()
-        self.values = _replayed(traced, view, call, self.calls)
-
-    def _match_calls(self) -> dict[str, Call]:
-        """The calls of the children, by node: the n-th node of a child is its n-th call inside this one."""
-        prefix = self.path + "." if self.path else ""
-        waiting: dict[str, list[Call]] = {}
-        matched = {}
-        for node in self.nodes:
-            if node.op == "call_module":
-                path = f"{prefix}{node.target}"
-                left = waiting.setdefault(path, self.look.inside(self.call, path))
-                if left:
-                    matched[node.name] = left.pop(0)
-        return matched
+        observed = replayed(look, traced, view, call)
+        self.calls = observed.calls
+        self.values = observed.values
 
     @cached_property
     def ancestors(self) -> dict[fx.Node, int]:
@@ -106,11 +93,19 @@ class Block:
         matched = {}
         for node in self.nodes:
             kind = self.kind(node)
-            if kind not in (None, "squeeze") and self.is_map(node):
+            if kind not in (None, "squeeze") and self.is_map(node) and self._is_noted(node, kind):
                 shape = tuple(self.value(node).shape)
                 left = waiting.get((kind, shape))
                 matched[node.name] = left.pop(0) if left else Event(-1, kind, self.path, shape)
         return matched
+
+    def _is_noted(self, node: fx.Node, kind: str | None) -> bool:
+        """Whether a sum or product is an event: not one with a number, and no product but a gate's."""
+        args = fx.node.map_arg(node.args, lambda source: self.values[source.name])
+        if kind == "add":
+            other = args[1] if len(args) > 1 else node.kwargs.get("other")
+            return isinstance(other, (Tensor, fx.Node))
+        return kind != "gate" or is_gate(args, self.value(node))
 
     def script(self, nodes: list[fx.Node]) -> str:
         """The convolutions (c) and activations (a) of some nodes, in order of execution, as a string."""
@@ -219,39 +214,18 @@ def _is_slice(node: fx.Node) -> bool:
     return node.target is operator.getitem
 
 
-@modes_off
-def _replayed(traced: Trace, block: nn.Module, call: Call, children: dict[str, Call]) -> dict[str, Any]:
-    """The meta value of every node in one observed call; None where it is not known.
+def calls_inside(look: Look, call: Call, child: str) -> list[Call]:
+    """The calls of a block's child inside one of the block."""
+    return look.inside(call, f"{call.path}.{child}" if call.path else child)
 
-    Children are not run: they answer with what they returned in `children`, their calls by node.
-    """
-    values: dict[str, Any] = {}
-    leaves = _leaves(traced, call)
 
-    def run(node: fx.Node) -> Any:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n.name])
-        if node.op == "placeholder":
-            return leaves[node.name]
-        if node.op == "get_attr":
-            value = handed(operator.attrgetter(str(node.target)), block)
-            return torch.empty_like(value, device="meta", requires_grad=False) if isinstance(value, Tensor) else value
-        if node.op == "call_module":
-            return children[node.name].output if node.name in children else None
-        if node.op == "call_function":
-            return handed(node.target, *args, **kwargs)  # type: ignore[arg-type]
-        if node.op == "call_method":
-            return handed(operator.methodcaller(str(node.target), *args[1:], **kwargs), args[0])
-        return args[0]
-
-    with torch.no_grad():
-        for node in list(traced.graph.nodes):
-            try:
-                values[node.name] = run(node)
-            except Exception as error:  # a value that is not known makes those computed from it unknown, and no more
-                if isinstance(error, MemoryError) or is_ours(error):
-                    raise
-                values[node.name] = None
-    return values
+def replayed(look: Look, traced: Trace, view: nn.Module, call: Call) -> Observed:
+    """What the nodes of a block's graph were in one observed call."""
+    observed = Observed(view, functools.partial(calls_inside, look, call))
+    for name, value in _leaves(traced, call).items():
+        observed.give(name, value)
+    observed.follow(list(traced.graph.nodes))
+    return observed
 
 
 def _leaves(traced: Trace, call: Call) -> dict[str, Any]:

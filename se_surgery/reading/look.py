@@ -23,7 +23,7 @@ from .again import comes_again
 from .dataflow import Value
 from .events import Call, Event, is_map
 from .modes import modes_off
-from .probes import describe, mixed, probes, refused, resized
+from .probes import describe, mixed, probes, refused, resized, with_one_more
 from .recorder import Recorder, to_meta
 from .table import DoesNotRun, Table, Way, reason_of
 
@@ -85,6 +85,15 @@ class Look:
         """The path of a module and its others, one for each module that holds it."""
         others = [other for other, first in self.aliases.items() if first == path]
         return [path, *(other for other in others if other.rpartition(".")[0] in self.modules)]
+
+    @cached_property
+    def others(self) -> tuple[Look, ...]:
+        """The same at images of another size, an odd one if it takes such, and with one image more."""
+        height, width = self.size or (0, 0)
+        sizes = ((2 * height + 1, 2 * width + 3), (height + 32, width + 32), (2 * height, 2 * width))
+        larger = [resized(self.args, *size) for size in sizes] if self.size else []
+        found = (_first_look(self, larger), _first_look(self, [with_one_more(self.args)]))
+        return tuple(one for one in found if one is not None)
 
     def inside(self, call: Call, path: str) -> list[Call]:
         """The calls of the module at `path` inside another call."""
@@ -172,11 +181,17 @@ def _keeps_a_position(call: Call) -> bool:
 def look_again(seen: Look) -> Look | None:
     """The same look at images of another size, or None where the model takes no other."""
     height, width = seen.size or (0, 0)
-    for size in ((2 * height, 2 * width), (height + 32, width + 32), (2 * height, width)):
+    sizes = ((2 * height, 2 * width), (height + 32, width + 32), (2 * height, width))
+    return _first_look(seen, [resized(seen.args, *size) for size in sizes])
+
+
+def _first_look(seen: Look, inputs: list[tuple[Any, ...]]) -> Look | None:
+    """The look at the first of some inputs that the model takes, or None."""
+    for args in inputs:
         try:
-            return _record(seen.table, resized(seen.args, *size), seen.way.on_meta())
-        except DoesNotRun as error:  # it does not take this size
-            _log.debug("looking again at %s failed: %r", size, error.cause)
+            return _record(seen.table, args, seen.way.on_meta())
+        except DoesNotRun as error:  # it does not take this one
+            _log.debug("looking again at %s failed: %r", describe(args), error.cause)
     return None
 
 

@@ -98,7 +98,8 @@ class _Scan:
         else:
             steps = (*steps, (".", "__globals__"))
         for name, chain in names.outer:
-            if name in space:
+            # What a test runner puts into the code of assertions has names that nobody can write.
+            if name in space and name.isidentifier():
                 first: Step = (".", name) if not steps else ("[]", name)
                 self._follow(space[name], chain, root, (*steps, first))
         if names.mentioned & {"type", "__class__"}:

@@ -102,6 +102,18 @@ def resized(args: tuple[Any, ...], height: int, width: int) -> tuple[Any, ...]:
     return pytree.tree_map_only(Tensor, image, args)  # type: ignore[no-any-return]
 
 
+def with_one_more(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same arguments with batches of one image more, all of them empty."""
+    batches = [leaf.shape[0] for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim()]
+
+    def batch(tensor: Tensor) -> Tensor:
+        if not tensor.dim() or tensor.shape[0] != batches[0]:
+            return tensor
+        return torch.zeros((batches[0] + 1, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device)
+
+    return pytree.tree_map_only(Tensor, batch, args)  # type: ignore[no-any-return]
+
+
 def mixed(args: tuple[Any, ...], output: Any) -> str:
     """What is wrong with an input of the wrong size that went through all the same, or nothing.
 

@@ -4,7 +4,8 @@ In: a block (a module whose own forward joins branches), and the arguments of on
 torch.fx graph with the block's children as leaves.
 
 What torch.fx alone gets wrong for a rewriter, and is put right here: arguments that are not tensors are kept as the
-constants they were in the call; in-place operators of the source (`x += y`) stay in place; buffers are read when the
+constants they were in the call; what the forward asks of its tensors' shapes is answered (see `proxies`) and asked
+again when the graph runs; in-place operators of the source (`x += y`) stay in place; buffers are read when the
 forward runs; a parameter is never frozen into the graph; nothing is eliminated as dead; whatever the forward read that
 is no tensor, and which the graph has frozen, is written down (see `reads`); what a graph would drop is refused (see
 `effects`); other threads may go on running models.
@@ -14,10 +15,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-import operator
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,13 +25,18 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import TraceError
+from .answers import answer, holds_tensors, must_be, spelled
 from .blame import handed, is_ours
 from .effects import is_container, only_computing, refuse_switched
 from .events import Call
+from .lent import Lender
 from .modes import modes_off
 from .numbers import Numbers
+from .observed import Observed
 from .outer import add_outer
+from .proxies import Proxy
 from .reads import BASE, SELF, Read
+from .stand_ins import StandIns
 from .watch import Watch
 
 # A step into an argument: an index of a list or tuple, or the key of a dict.
@@ -81,36 +86,23 @@ class Trace:
     modal: bool = False
 
 
-class _Proxy(fx.Proxy):
-    """A proxy that records the source's in-place operators as such."""
-
-
-def _in_place(name: str) -> Callable[[_Proxy, Any], Any]:
-    target = getattr(operator, name)
-
-    def method(self: _Proxy, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", target, (self, other), {})
-
-    return method
-
-
-for _name in ("iadd", "isub", "imul", "itruediv", "ipow"):
-    setattr(_Proxy, f"__{_name}__", _in_place(_name))
-
-
 class _Tracer(fx.Tracer):
     """Traces one method of a block with all its children as leaves and the observed arguments bound."""
 
     proxy_buffer_attributes = True
 
-    def __init__(self, method: str, bound: inspect.BoundArguments, watch: Watch) -> None:
+    def __init__(self, method: str, bound: inspect.BoundArguments, watch: Watch, seen: Observed) -> None:
         super().__init__()
         self.traced_func_name = method
         self.bound = bound
         self.watch = watch
+        self.seen = seen
+        self.lender = Lender(StandIns(self))
+        watch.lent = self.lender.method
         self.thread = threading.get_ident()
         self.arguments: list[Argument] = []
         self.lengths: list[tuple[str, tuple[Step, ...], int]] = []
+        self.granted: set[fx.Node] = set()
 
     # torch.fx patches nn.Module while it traces, and so meets the models that other threads run meanwhile. What it
     # reads itself is not read by the forward.
@@ -138,8 +130,31 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
 
-    def proxy(self, node: fx.Node) -> _Proxy:
-        return _Proxy(node, self)
+    def proxy(self, node: fx.Node) -> Proxy:
+        return Proxy(node, self)
+
+    def observed(self, node: fx.Node) -> Any:
+        """What a node was in the observed call, or None where that is not known."""
+        with self.watch.on(False):
+            self.seen.follow(list(self.graph.nodes))
+        return self.seen.values[node.name]
+
+    def frozen(self, node: fx.Node, function: Callable[[Any], Any] | None = None) -> Any:
+        """What a node was, or a function of it; the graph asks whether it is so still when it runs.
+
+        Raises:
+            TraceError: That is not known, or goes by more than the shapes of tensors.
+        """
+        value = self.observed(node)
+        is_known = value is not None and (function is len or not holds_tensors(value))
+        if function is not None and is_known and type(value) is not function:
+            node = self.create_proxy("call_function", function, (fx.Proxy(node, self),), {}).node
+            value = self.observed(node)
+        value = answer(node, self.seen.values)
+        if node not in self.granted:
+            self.granted.add(node)
+            self.create_proxy("call_function", must_be, (fx.Proxy(node, self), value, spelled(node)), {})
+        return value
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -150,7 +165,7 @@ class _Tracer(fx.Tracer):
 
         def run(root: nn.Module) -> Any:
             with self.watch.on():
-                return handed(root_fn, root, *call.args, **call.kwargs)
+                return handed(self.lender.function(root_fn), root, *call.args, **call.kwargs)
 
         return run, [self.root]
 
@@ -159,6 +174,7 @@ class _Tracer(fx.Tracer):
             name = "_".join([parameter, *map(str, steps)])
             proxy = self.create_proxy("placeholder", name, (), {})
             self.arguments.append(Argument(parameter, steps, proxy.node.name))
+            self.seen.give(proxy.node.name, value)
             return proxy
         if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value)):
             if isinstance(value, dict):
@@ -169,6 +185,16 @@ class _Tracer(fx.Tracer):
             raise TraceError(f"the argument {parameter} holds tensors in a {type(value).__name__}")
         self.arguments.append(Argument(parameter, steps, None, value))
         return value
+
+    def refuse_written(self) -> None:
+        """To be called when the forward has run.
+
+        Raises:
+            TraceError: It has assigned to a global variable.
+        """
+        name = self.lender.written()
+        if name is not None:
+            raise TraceError(f"its forward writes to the global {name}, which a graph of it cannot do")
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Tensor) and not isinstance(a, fx.Proxy):
@@ -189,7 +215,14 @@ def shallow_view(cls: type, state: dict[str, Any]) -> nn.Module:
 
 
 @modes_off
-def trace(block: nn.Module, call: Call, *, method: str = "forward", training: bool = False) -> Trace:
+def trace(
+    block: nn.Module,
+    call: Call,
+    *,
+    method: str = "forward",
+    training: bool = False,
+    calls_of: Callable[[str], Sequence[Call]] = lambda path: (),
+) -> Trace:
     """Trace `block.method` for the arguments of `call`.
 
     Args:
@@ -197,6 +230,7 @@ def trace(block: nn.Module, call: Call, *, method: str = "forward", training: bo
         call: An observed call of it.
         method: The method to trace.
         training: The value `self.training` has in the trace.
+        calls_of: The observed calls of the child at a path inside this one.
 
     Raises:
         TraceError: The method cannot be written as a graph, with the reason.
@@ -207,7 +241,7 @@ def trace(block: nn.Module, call: Call, *, method: str = "forward", training: bo
     signature = signature.replace(parameters=list(signature.parameters.values())[1:])
     bound = signature.bind(*call.args, **call.kwargs)
     watch = Watch(view, training)
-    tracer = _Tracer(method, bound, watch)
+    tracer = _Tracer(method, bound, watch, Observed(view, calls_of))
     _meet(watch, type(block), method)
     try:
         with only_computing(view, method), watch.patching(), Numbers(view, tracer, watch) as numbers:
@@ -216,6 +250,7 @@ def trace(block: nn.Module, call: Call, *, method: str = "forward", training: bo
                 raise watch.fault
         add_outer(watch, view)
         numbers.refuse_frozen()
+        tracer.refuse_written()
     except TraceError as error:
         error.reads = _read(watch)
         raise
@@ -248,7 +283,9 @@ def _meet(watch: Watch, cls: type[nn.Module], method: str) -> None:
             watch.reads.functions.append((function, BASE, way))
 
 
-def with_bare(traced: Trace, block: nn.Module, call: Call, training: bool) -> Trace:
+def with_bare(
+    traced: Trace, block: nn.Module, call: Call, training: bool, calls_of: Callable[[str], Sequence[Call]]
+) -> Trace:
     """The trace, with the parameters for which a list of one tensor and the tensor itself come to the same graph.
 
     SelecSLS's blocks take both, and timm's `FeatureListNet` gives the first one the other.
@@ -259,9 +296,8 @@ def with_bare(traced: Trace, block: nn.Module, call: Call, training: bool) -> Tr
     bound = traced.signature.bind(*call.args, **call.kwargs)
     bound.arguments.update({name: bound.arguments[name][0] for name in names})
     try:
-        other = trace(
-            block, replace(call, args=bound.args, kwargs=bound.kwargs), method=traced.method, training=training
-        )
+        bare = replace(call, args=bound.args, kwargs=bound.kwargs)
+        other = trace(block, bare, method=traced.method, training=training, calls_of=calls_of)
     except TraceError:
         return traced
     same = structure(other.graph, constants=True) == structure(traced.graph, constants=True)

@@ -24,6 +24,7 @@ _UNREAD = frozenset(nn.Module().__dict__) - {"training"}
 _GROUPS = ("_modules", "_parameters", "_buffers")
 # Whose reads are not the forward's.
 _OURS = ("torch.fx", __name__.partition(".")[0] + ".reading")
+_BETWEEN = [__name__.replace("watch", name) for name in ("stand_ins", "blame")]
 
 
 class Watch:
@@ -44,6 +45,8 @@ class Watch:
         self.view = view
         self.training = training
         self.is_on = False
+        # What a method of a module is run as.
+        self.lent: Callable[[Any], Any] = lambda method: method
         self._thread = threading.get_ident()
         self._ways = {id(module): way(path) for path, module in view.named_modules()}
         self._hidden: list[nn.Module] = []
@@ -85,9 +88,10 @@ class Watch:
             if self.is_on and threading.get_ident() == self._thread:
                 if name == "training":
                     return self._mode(module, original(module, name))
-                caller = sys._getframe(1).f_globals.get("__name__") or ""
+                caller = _caller(sys._getframe(1))
                 if not caller.startswith(_OURS):
                     self._note_or_keep(module, name, caller)
+                    return self.lent(original(module, name))
             return original(module, name)
 
         self._patched[cls] = cls.__dict__.get("__getattribute__")
@@ -183,6 +187,13 @@ class Watch:
                     self.reads.add(SELF, steps, "inherited", False)
         elif not hasattr(raw, "__get__") and not isinstance(raw, (Tensor, nn.Module)):
             self.reads.take(SELF, steps, raw)
+
+
+def _caller(frame: Any) -> str:
+    """The Python module that reads something; what it calls `getattr` by stands between."""
+    while frame.f_globals.get("__name__") in _BETWEEN:
+        frame = frame.f_back
+    return frame.f_globals.get("__name__") or ""
 
 
 def way(path: str) -> tuple[Step, ...]:
