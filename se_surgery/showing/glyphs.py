@@ -84,6 +84,7 @@ GLYPHS: dict[str, Glyph] = {
         {"standard": (80.0, _MIDDLE), "inception": (80.0, _MIDDLE)},
         concat=(63.0, _MIDDLE, 56.0),
     ),
+    "branch": Glyph(_TWO_BOXES, (_TRUNK, _SHORTCUT), _ON_BRANCH, sum=(82.0, _MIDDLE)),
     "straight": Glyph(_TWO_BOXES, (_TRUNK,), {**_ON_BRANCH, **_AT_THE_END}),
     "plain": Glyph(((42.0, _MIDDLE, 30.0, 20.0),), (_TRUNK,), {"standard": (74.0, _MIDDLE)}),
 }
