@@ -137,8 +137,8 @@ class _Planner:
     def _warnings(self) -> Iterator[str]:
         """What is wrong with a plan although it can be carried out: units that get no SE though others do."""
         units, lost = self.exam.units, self.exam.units.lost
-        if not lost:
-            return
+        if not lost or not self.sites:
+            return  # without any site it is an error, which says why
         everywhere = f"{len(lost)} of {len(units.found) + len(lost)} units drop out, in {_shown(lost)}"
         if len(lost) > len(units.found):
             yield f"{everywhere}: most of this network. What stops each is among the candidates skipped."

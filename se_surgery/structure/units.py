@@ -348,8 +348,8 @@ def _plain(anatomy: Anatomy, units: Units) -> None:
             units.rejected.append(Reject(event.path, str(error)))
             lost.append((event.path, event.clock))
     units.found += _once(found)
-    # A convolution or two without an activation make the class scores.
-    units.lost += lost if len(lost) > len(units.found) else []
+    # Some convolutions without an activation are as they should be: those that make the scores, or a branch's last.
+    units.lost += lost if len(lost) > 2 * len(units.found) else []
 
 
 def plain_unit(anatomy: Anatomy, event: Event) -> Unit:
