@@ -338,3 +338,43 @@ def test_a_block_that_does_not_run_on_its_own_is_left_and_told(compared, caplog,
         add_se(Net(Gained(1.0)), example_input=SIZE)
     assert compared == [check.Compared(0, (("blocks.0", "RuntimeError: no answer"),))]
     assert "'blocks.0' could not be compared with what it was" in caplog.text
+
+
+class Plain(Body):
+    def forward(self, x):
+        return x + self.branch(x)
+
+
+class ByWidth(Body):
+    """Goes by the width of its convolution, which no attribute of its own says."""
+
+    def forward(self, x):
+        y = self.branch(x)
+        return x + (y if self.conv.out_channels < 30 else -y)
+
+
+class Widening(Net):
+    """Two blocks of 24 channels, and two of 32: buffers of fewer values may be numbers to count with."""
+
+    def __init__(self, block: type[Body]) -> None:
+        wide, wider = [block(24), block(24)], [block(32), block(32)]
+        super().__init__(nn.Conv2d(8, 24, 1), *wide, nn.Conv2d(24, 32, 1), *wider)
+
+
+@pytest.mark.parametrize(("block", "times"), [(Plain, 1), (ByWidth, 2)])
+def test_blocks_that_differ_in_width_alone_are_compared_once(block, times, monkeypatch):
+    ran = []
+    monkeypatch.setattr(check._Comparison, "run", counted(check._Comparison.run, ran))
+    model = Widening(block).eval()
+    (want,) = run(model, images(SIZE))
+    add_se(model, r=2, example_input=SIZE)
+    assert torch.equal(run(model, images(SIZE))[0], want)
+    assert len(ran) == times
+
+
+def counted(function: Callable[..., Any], ran: list[str]) -> Callable[..., Any]:
+    def counting(self: Any) -> Any:
+        ran.append(self.path)
+        return function(self)
+
+    return counting

@@ -744,6 +744,29 @@ def test_what_goes_past_the_block_is_seen_by_verify():
         verify(model, SIZE, thorough=False)
 
 
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda blocks: functools.partial(bare, blocks[1]),
+        lambda blocks: types.MethodType(OnInstance.forward, blocks[1]),
+        lambda blocks: blocks[2].forward,
+        lambda blocks: lambda x: x,
+    ],
+    ids=["another function", "the forward of before", "another block's", "nothing of it"],
+)
+def test_what_goes_past_the_block_has_no_recipe(put, tmp_path):
+    model = add_se(net(OnInstance), r=2, example_input=SIZE)
+    model.body[1].__dict__["forward"] = put(model.body)
+    with pytest.raises(SurgeryError, match=r"body\.1.*does not run its SE"):
+        se_surgery.recipe_of(model)
+    with pytest.raises(SurgeryError, match=r"body\.1.*does not run its SE"):
+        se_surgery.save_pretrained(model, tmp_path / "net", base=net(OnInstance))
+    assert not (tmp_path / "net").exists()
+    before = functools.partial(type(model.body[1]).forward, model.body[1])
+    model.body[1].__dict__["forward"] = lambda x: before(x)
+    assert se_surgery.recipe_of(model)["operations"]
+
+
 def test_hooks_of_accelerate_go_around_a_forward():
     hooks = pytest.importorskip("accelerate.hooks")
     model = operated()

@@ -1,8 +1,9 @@
-"""Alike: whether two blocks hold the same, so that what one computes the other does.
+"""Alike: whether two blocks hold the same but for their widths, so that what is written for one is for the other.
 
-In: two blocks of one class. Out: yes, or no. Everything that a forward can read counts, of the block and of all that is
-below it: classes, attributes, the shapes of tensors, which children are one and the same. An object that is no plain
-value has to be the very same object in both.
+In: two blocks of one generated class. Out: yes, or no. Everything that a forward can read counts, of the block and of
+all that is below it: classes, attributes, dtypes, which children are one and the same. An object that is no plain value
+has to be the very same object in both. Widths do not count where torch's layers keep them, and neither does the size
+of maps: a forward that goes by one has it as a constant in its code, and blocks of other code are of other classes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,12 @@ from ..records import FROZEN, HELD, IMPLANTS, OPERATIONS, PUT_IN, REPLACED, Impl
 # A buffer of so few values may be numbers to count with.
 FEW = 16
 _GROUPS = ("_parameters", "_buffers")
+# Where torch's layers keep their widths.
+_LAYERS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.Linear)
+_WIDTHS = frozenset(
+    {"in_channels", "out_channels", "groups", "num_features", "num_channels", "normalized_shape"}
+    | {"in_features", "out_features"}
+)
 # What says nothing of what a forward computes: hooks, and what this library keeps; implants have their own comparison.
 # What every module has, and what this library writes down in it, HELD among it: copies of what guards compare with.
 _SILENT = (frozenset(nn.Module().__dict__) - {"training"}) | {
@@ -48,7 +55,8 @@ def _hold_the_same(first: nn.Module, second: nn.Module, met: dict[int, int]) -> 
         return False
     if first._modules.keys() != second._modules.keys():
         return False
-    if not all(_is_same(value, others[name]) for name, value in mine.items() if name not in _SILENT):
+    silent = _SILENT | _WIDTHS if isinstance(first, _LAYERS) else _SILENT
+    if not all(_is_same(value, others[name]) for name, value in mine.items() if name not in silent):
         return False
     if not all(_same_tensors(mine[group], others[group]) for group in _GROUPS):
         return False
@@ -71,10 +79,14 @@ def _same_tensors(first: dict[str, Any], second: dict[str, Any]) -> bool:
 def _same_tensor(first: Tensor | None, second: Tensor | None) -> bool:
     if first is None or second is None:
         return first is second
-    if type(first) is not type(second) or first.shape != second.shape or first.dtype != second.dtype:
+    if type(first) is not type(second) or first.dim() != second.dim() or first.dtype != second.dtype:
         return False
-    is_number = first.numel() <= FEW and not isinstance(first, nn.Parameter) and not first.is_meta
-    return not is_number or torch.equal(first, second)
+    may_count = any(_is_number(tensor) for tensor in (first, second))
+    return not may_count or torch.equal(first, second)
+
+
+def _is_number(tensor: Tensor) -> bool:
+    return tensor.numel() <= FEW and not isinstance(tensor, nn.Parameter) and not tensor.is_meta
 
 
 def _same_implants(first: list[Implant], second: list[Implant]) -> bool:
@@ -82,18 +94,18 @@ def _same_implants(first: list[Implant], second: list[Implant]) -> bool:
 
 
 def _outline(implant: Implant) -> tuple[Any, ...]:
-    edges = [(e.method, e.producer, e.consumers, e.shape, e.axis, e.late, e.mode) for e in implant.edges]
+    edges = [(e.method, e.producer, e.consumers, len(e.shape), e.axis, e.late, e.mode) for e in implant.edges]
     return (implant.name, type(implant.before), edges)
 
 
 def _is_same(first: Any, second: Any) -> bool:
-    """Whether two values are the same: the same object, equal plain values, tensors of one shape, or all in them is."""
+    """Whether two values are the same: the same object, equal plain values, tensors of one rank, or all in them is."""
     if first is second:
         return True
     if type(first) is not type(second):
         return False
     if isinstance(first, Tensor):
-        return first.is_meta and second.is_meta and (first.shape, first.dtype) == (second.shape, second.dtype)
+        return first.is_meta and second.is_meta and (first.dim(), first.dtype) == (second.dim(), second.dtype)
     if isinstance(first, (list, tuple)):
         return len(first) == len(second) and all(map(_is_same, first, second))
     if isinstance(first, dict):

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 from torch import Tensor, fx, nn
 
 from ..errors import SurgeryError
-from ..records import OPERATIONS, PUT_IN, Implant, implants
+from ..records import OPERATIONS, PUT_IN, Implant, generated_class, implants
 from ..se.excite import Attention, SqueezeExcite
+from .exchange import refuse_standing
+from .generated import ways_of
 
 
 class _Found(NamedTuple):
@@ -30,11 +32,12 @@ def refuse_unaccounted(model: nn.Module, operations: list[dict[str, Any]]) -> No
     """Refuse a model whose SEs are not those that its operations say.
 
     Raises:
-        SurgeryError: It is a graph or a script, or a part of it was operated on by itself; an SE is not in the
-            operations, or one of theirs is not in the model or has other widths.
+        SurgeryError: It is a graph or a script, or a part of it was operated on by itself; a block has another forward
+            in its `__dict__`; an SE is not in the operations, or one of theirs is not in the model or has other widths.
     """
     _refuse_lowered(model)
     _refuse_operated_parts(model)
+    _refuse_exchanged(model)
     said, found = _said(model, operations), _found(model)
     known = {path: one for path, one in found.items() if path in said and _is_its_own(one, path, said[path][0])}
     _refuse_strangers(model, found, known)
@@ -69,6 +72,17 @@ def _refuse_operated_parts(model: nn.Module) -> None:
             f"{parts[0]!r}{others} of this {type(model).__name__} was operated on by itself, so that the recipe of the "
             f"whole would lack it. Give the recipe of that part: recipe_of(model.{parts[0]})."
         )
+
+
+def _refuse_exchanged(model: nn.Module) -> None:
+    """Refuse forwards that were written past a block into its `__dict__` and do not run its SEs."""
+    for path, block in model.named_modules():
+        cls = generated_class(block)
+        if cls is not None:
+            try:
+                refuse_standing(block, ways_of(cls))
+            except SurgeryError as error:
+                raise SurgeryError(f"In the `__dict__` of {path or 'the model'!r}: {error}") from error
 
 
 def _said(model: nn.Module, operations: list[dict[str, Any]]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:

@@ -47,7 +47,8 @@ def method_code(forms: Sequence[tuple[Trace, Sequence[Insertion]]], besides: Col
     names |= guarded.names
     lines = [line for name, targets in helpers.items() for line in _helper(name, targets)]
     lines += [*_head(evaluating, flags), *_guards(evaluating), *_own(evaluating.method), *_left_out(evaluating)]
-    lines += guarded.lines[1:]
+    # They, too, stand behind the line of `_own`: TorchScript takes values as they are when it compiles.
+    lines += ["        " + line for line in guarded.lines]
     if bodies[0] == bodies[-1]:
         lines += bodies[0]
     else:

@@ -75,6 +75,19 @@ def refuse_exchange(block: nn.Module, ways: dict[str, FunctionType], name: str, 
     )
 
 
+def refuse_standing(block: nn.Module, ways: dict[str, FunctionType]) -> None:
+    """Refuse what stands in a block's `__dict__` in the place of a generated method and does not run one.
+
+    What is written into the `__dict__` itself cannot be seen when it is.
+
+    Raises:
+        SurgeryError: There is such a thing.
+    """
+    for name in ways:
+        if name in block.__dict__:
+            refuse_exchange(block, ways, name, block.__dict__[name])
+
+
 def refuse_method(cls: type[nn.Module], ways: dict[str, FunctionType], name: str, value: Any) -> None:
     """Refuse another method on a generated class than one that runs the one from before.
 

@@ -26,7 +26,7 @@ class Guards:
     """The guards of one method.
 
     Attributes:
-        lines: Their source.
+        lines: Their source, one test in each.
         names: What the names in it stand for.
     """
 
@@ -57,9 +57,6 @@ def guards(reads: Sequence[Read]) -> Guards:
         made.names["_changed"] = refuse_change
     for read in others:
         made.lines.append(_line(read, made.names))
-    if made.lines:
-        # TorchScript takes the values when it compiles, and could not compile this.
-        made.lines = ["    if not torch.jit.is_scripting():", *("        " + line for line in made.lines)]
     return made
 
 
