@@ -195,7 +195,10 @@ def _trial(way: Way, pair: Pair) -> Trial:
 
 
 def _keys(pair: Pair) -> Outcome:
-    mine = tuple(site + "." for site in pair.sites)
+    # A block may be registered under several paths, and so is its SE.
+    ses = {pair.operated.get_submodule(site) for site in pair.sites}
+    everywhere = pair.operated.named_modules(remove_duplicate=False)
+    mine = tuple(path + "." for path, module in everywhere if module in ses)
     keys, base = list(pair.operated.state_dict()), list(pair.base.state_dict())
     others = [key for key in keys if not key.startswith(mine)]
     if others == base:

@@ -13,7 +13,7 @@ from torch import nn
 from ..reading.dataflow import Value
 from ..records import original_class
 from .graph import Graph, Join, members
-from .rules import LONG, TWICE, WITHIN, Found, Unfit, Verdicts
+from .rules import ATTENTION, LONG, TWICE, WITHIN, Found, Unfit, Verdicts
 
 HOLDER = "joins branches that hold whole units; those get the SEs"
 _ORDER = {"residual": 0}
@@ -22,6 +22,7 @@ _ORDER = {"residual": 0}
 def settle(graph: Graph, verdicts: Verdicts) -> None:
     """Take out the units that do not count."""
     _open_nets(graph, verdicts)
+    _attending(verdicts)
     _strided(graph, verdicts)
     _cells(graph, verdicts)
     _one_a_place(verdicts)
@@ -43,6 +44,13 @@ def _open_nets(graph: Graph, verdicts: Verdicts) -> None:
     found = Counter(_class_of(found.join) for found in verdicts.found)
     nets = {cls for cls, count in long.items() if count >= found[cls]}
     _give_up(verdicts, [found for found in verdicts.found if _class_of(found.join) in nets], LONG)
+
+
+def _attending(verdicts: Verdicts) -> None:
+    """What is concatenated with the blocks of a transformer (YOLO's C2PSA) is a part of that."""
+    blocks = [join.value.index for join, unfit in verdicts.unfit if unfit.reason == ATTENTION]
+    holders = [f for f in verdicts.found if f.kind != "residual" and any(f.region >> index & 1 for index in blocks)]
+    _give_up(verdicts, holders, ATTENTION)
 
 
 def _strided(graph: Graph, verdicts: Verdicts) -> None:

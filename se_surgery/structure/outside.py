@@ -56,7 +56,7 @@ def in_heads(graph: Graph, verdicts: Verdicts, found: Sequence[Unit]) -> Iterato
     makes one, too. Where a network has none of that name, what goes up to larger maps again is the decoder.
     """
     seen = graph.look
-    root = _backbone(seen, found)
+    root = backbone_of(seen, found)
     up = _first_up(graph, verdicts) if root is None and puts_out_maps(graph) else None
     if up is not None and all(unit.end > up for unit in found):
         up = None  # a generator: all of it is behind
@@ -67,7 +67,7 @@ def in_heads(graph: Graph, verdicts: Verdicts, found: Sequence[Unit]) -> Iterato
             yield unit, Reject(unit.path, f"{BEHIND} where its maps get larger again")
 
 
-def _backbone(seen: Look, found: Sequence[Unit]) -> str | None:
+def backbone_of(seen: Look, found: Sequence[Unit]) -> str | None:
     """The path of the module that is a network's backbone, or None; it holds units."""
     named = [path for path in seen.modules if path.rpartition(".")[2] in _BACKBONES and path in seen.calls]
     wrapped = [path for path, module in seen.modules.items() if path and _is_features_only(module)]

@@ -113,7 +113,7 @@ def _residual(join: Join) -> Answer:
         fewer = shortcut.convolutions < branch.convolutions
         if branch.transforms and fewer and not shortcut.activates_last:
             if _is_of_attention(join, branch):
-                return Unfit(ATTENTION)
+                return Unfit(ATTENTION, is_understood=False)
             return _unless_fused(join, branch, shortcut)
     for branch, shortcut in (join.operands, join.operands[::-1]):
         longer = branch.convolutions >= _LONGER * shortcut.convolutions
@@ -124,12 +124,18 @@ def _residual(join: Join) -> Answer:
 
 
 def _is_of_attention(join: Join, branch: Operand) -> bool:
-    """Whether a branch is the pointwise layers that follow an attention in one forward: a transformer's block."""
+    """Whether a branch is the pointwise layers beside an attention: a transformer's block.
+
+    A bottleneck with an attention in its branch is none. The block is the innermost call with more than this one join.
+    """
     graph, frame = join.graph, join.value.frame
     events = [graph.values[index].event for index in members(branch.alone & graph.convolutions)]
-    if frame is None or not frame.path or any(event is not None and event.wide for event in events):
+    if any(event is not None and event.wide for event in events):
         return False
-    return any(graph.values[index].is_in(frame) for index in members(graph.attentions))
+    while frame is not None and frame.path and sum(one.value.is_in(frame) for one in graph.joins) < 2:
+        frame = frame.parent
+    beside = members(graph.attentions & ~branch.alone)
+    return frame is not None and bool(frame.path) and any(graph.values[index].is_in(frame) for index in beside)
 
 
 def _unless_fused(join: Join, branch: Operand, shortcut: Operand) -> Answer:

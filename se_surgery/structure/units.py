@@ -19,6 +19,7 @@ from ..reading.anatomy import Anatomy
 from ..reading.block import Block
 from ..reading.events import Event
 from ..reading.layout import is_under, parents
+from ..reading.look import Look
 from ..reading.ways import names_in
 from ..records import original_class
 from .behind import after_convolution, behind_in
@@ -30,6 +31,7 @@ from .nesting import HOLDER, settle
 from .outside import (
     ON_SEQUENCES,
     ON_TOKENS,
+    backbone_of,
     in_heads,
     in_scores,
     outside,
@@ -281,9 +283,11 @@ def _separable(anatomy: Anatomy, graph: Graph, verdicts: Verdicts, units: Units)
     """A depthwise convolution followed by a pointwise one in the same module (MobileNetV1, LCNet)."""
     seen = anatomy.look
     holders: dict[str, list[Event]] = {}
-    for first, second in _pairs(graph, verdicts):
+    for first, second in _pairs(graph, verdicts, units):
         around = (first.path, *parents(first.path))
         holder = next(path for path in around if path == second.path or is_under(second.path, path))
+        if not _is_alone(seen, holder, first) or not _is_alone(seen, holder, second):
+            continue
         if not any(unit.holds(event) for event in (first, second) for unit in units.found):
             holders.setdefault(holder, []).append(second)
     found = []
@@ -307,13 +311,30 @@ def _once(units: Iterable[Unit]) -> list[Unit]:
     return list(found.values())
 
 
-def _pairs(graph: Graph, verdicts: Verdicts) -> Iterator[tuple[Event, Event]]:
+def _is_alone(seen: Look, holder: str, convolution: Event) -> bool:
+    """Whether the child of a holder that has a convolution in it does nothing else than that convolution.
+
+    It may be one of several that are re-parameterised as one. A depthwise convolution at the end of one block and the
+    pointwise one that begins the next are no pair.
+    """
+    names = convolution.path[len(holder) + 1 if holder else 0 :].split(".")
+    child = f"{holder}.{names[0]}" if holder else names[0]
+    if convolution.path == holder or child not in seen.calls:
+        return True
+    others = [event for event in seen.during(seen.calls[child][0]) if event.kind == "conv" and event.spatial]
+    if convolution.depthwise:
+        return all(event.depthwise for event in others)
+    return not any(event.wide for event in others)
+
+
+def _pairs(graph: Graph, verdicts: Verdicts, units: Units) -> Iterator[tuple[Event, Event]]:
     """The depthwise convolutions that one pointwise one takes alone, behind normalisation and activation at most.
 
     They are in no unit and on no shortcut; in a network that puts out maps those behind its last unit are its head.
     """
     taken = union_of(found.region | found.join.region for found in verdicts.found)
-    ends = [found.join.value.index for found in verdicts.found] if puts_out_maps(graph) else []
+    is_headed = puts_out_maps(graph) and backbone_of(graph.look, units.found) is None
+    ends = [found.join.value.index for found in verdicts.found] if is_headed else []
     last = max(ends, default=len(graph.values))
     sums = _sums_of_one(verdicts)
     for index in members(graph.convolutions & ~taken):
