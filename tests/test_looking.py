@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 import sys
 import threading
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -432,3 +434,84 @@ def test_hooks_of_a_model_that_does_without_them_do_not_run():
     model, seen = build("resnet18", channels=(8, 16, 32, 64)), []
     model.layer1.register_forward_hook(lambda module, args, output: seen.append(output))
     assert len(plan_se(model, example_input=(3, 64, 64)).sites) == 8 and seen == []
+
+
+# ---------------------------------------------------------------------------------------- what to look at a model with
+
+
+class Says(nn.Module):
+    """A classifier that takes one size alone, and says in some way which."""
+
+    def __init__(self, channels: int, size: tuple[int, ...], **said: Any) -> None:
+        super().__init__()
+        conv = nn.Conv3d if len(size) == 3 else nn.Conv2d
+        self.stem = conv(channels, 4, 3, padding=1)
+        self.conv1, self.conv2 = conv(4, 4, 3, padding=1), conv(4, 4, 3, padding=1)
+        self.fc = nn.Linear(4 * math.prod(size), 2)
+        vars(self).update(said)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.fc(torch.flatten(x + self.conv2(F.relu(self.conv1(x))), 1))
+
+
+class SaysOfItsClass(Says):
+    input_size = (3, 44, 52)
+
+
+class Rearranges(Says):
+    """Positions become channels before the first convolution."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pixel_unshuffle(x, 2))
+
+
+class NeedsMultiples(nn.Module):
+    """A segmentation network: its stages are added up again, which wants sides that can be halved, and many of them."""
+
+    def __init__(self, least: int, multiple: int, exact: bool = False) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.conv1, self.conv2 = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.least, self.multiple, self.exact = least, multiple, exact
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = x.shape[-1]
+        if side % self.multiple or side < self.least or (self.exact and side != self.least):
+            raise RuntimeError("the wrong size")
+        x = self.stem(x)
+        return x + self.conv2(F.relu(self.conv1(x)))
+
+
+SAID: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "an int": (lambda: Says(3, (72, 72), in_size=72), (2, 3, 72, 72)),
+    "a pair": (lambda: Says(1, (40, 72), input_size=(40, 72)), (2, 1, 40, 72)),
+    "a list": (lambda: Says(3, (40, 72), img_size=[40, 72]), (2, 3, 40, 72)),
+    "channels and sides": (lambda: Says(5, (36, 40), image_size=(5, 36, 40)), (2, 5, 36, 40)),
+    "channels last": (lambda: Says(5, (36, 40), input_shape=(36, 40, 5)), (2, 5, 36, 40)),
+    "a configuration": (
+        lambda: Says(3, (76, 76), config=types.SimpleNamespace(image_size=76, num_channels=3)),
+        (2, 3, 76, 76),
+    ),
+    "a dict": (lambda: Says(2, (76, 80), cfg={"input_size": (2, 76, 80)}), (2, 2, 76, 80)),
+    "timm's": (lambda: Says(3, (76, 76), default_cfg={"input_size": (3, 76, 76)}), (2, 3, 76, 76)),
+    "its class": (lambda: SaysOfItsClass(3, (44, 52)), (2, 3, 44, 52)),
+    "a channel of its own": (lambda: Rearranges(20, (22, 22), in_channels=5, img_size=44), (2, 5, 44, 44)),
+    "what it says is of another net": (lambda: Says(3, (28, 28), input_size=9, in_channels=64), (2, 3, 28, 28)),
+    "volumes": (lambda: Says(1, (12, 20, 20), img_size=(12, 20, 20)), (2, 1, 12, 20, 20)),
+    "a cube": (lambda: Says(1, (20, 20, 20), in_size=20), (2, 1, 20, 20, 20)),
+    "channels and a volume": (lambda: Says(2, (8, 20, 24), input_size=(2, 8, 20, 24)), (2, 2, 8, 20, 24)),
+    "nonsense": (lambda: Says(3, (32, 32), input_size="large", img_size=(0, -1), in_size=True), (2, 3, 32, 32)),
+    "multiples of 32": (lambda: NeedsMultiples(256, 32), (2, 3, 256, 256)),
+    "480 pixels": (lambda: NeedsMultiples(480, 480), (2, 3, 480, 480)),
+    "473 pixels": (lambda: NeedsMultiples(473, 1, exact=True), (2, 3, 473, 473)),
+}
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_a_model_is_asked_what_it_takes(case):
+    make, shape = SAID[case]
+    model = make()
+    seen = look(model)
+    assert tuple(seen.args[0].shape) == shape
+    assert len(plan_se(model).sites) == 1

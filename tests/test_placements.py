@@ -6,6 +6,8 @@ return (`out`) or take (`in`); toys are compared with their forward written out 
 
 from __future__ import annotations
 
+import json
+import pickle
 import re
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +19,7 @@ from patients import assert_differs, assert_same, build, copied, images, is_nati
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from se_surgery import PlacementError, SqueezeExcite, add_se, plan_se
+from se_surgery import OptionError, PlacementError, SqueezeExcite, add_se, apply_recipe, plan_se, recipe_of
 
 
 def half_open(model: nn.Module) -> int:
@@ -730,3 +732,89 @@ def test_a_name_of_ones_own():
     model = add_se(build("resnet18"), name="attention")
     assert isinstance(model.layer1[0].attention, SqueezeExcite)
     assert plan_se(build("toy/TwoUnits"), name="gate").sites[1].path == "blocks.0.gate_standard"
+
+
+# ------------------------------------------------------------------------------------------------- widths by the site
+
+QUARTERS = {
+    "regnety_002": lambda site: round(0.25 * site.in_channels),
+    "efficientnet_b0": lambda site: round(0.25 * site.in_channels),
+    "semnasnet_100": lambda site: round(0.25 * site.in_channels),
+}
+
+
+def _quarter(site):
+    return round(site.in_channels / 4)
+
+
+@pytest.mark.parametrize("name", QUARTERS)
+def test_widths_by_the_input_of_a_unit_are_those_that_timm_builds(name):
+    """RegNetY's and MBConv's SEs squeeze to a quarter of what goes into their block."""
+    plan = plan_se(build(name), rd_channels=QUARTERS[name], existing="replace", init="paper")
+    native = {se.unit: se.rd_channels for se in plan.existing}
+    assert {site.unit: site.rd_channels for site in plan.sites if site.replaces} == native and native
+
+
+# Network, size, and by site: the input of the unit, and its channels.
+INPUTS = {
+    "resnet18": {"layer1.0.se": (64, 64), "layer2.0.se": (64, 128), "layer2.1.se": (128, 128)},
+    "convnext_atto": {"stages.0.blocks.0.se": (40, 40), "stages.1.blocks.1.se": (80, 80)},
+    "densenet121": {"features.denseblock1.denselayer2.se": (96, 32)},
+    "mobilenetv2_035": {"blocks.0.0.se_standard": (16, 8), "blocks.2.0.se_standard": (8, 16)},
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_the_function_sees_the_input_of_a_unit(name):
+    seen = {}
+
+    def width(site):
+        seen[site.path] = (site.in_channels, site.channels)
+        return 4 + site.stage
+
+    plan = plan_se(build(name), rd_channels=width)
+    assert {path: seen[path] for path in INPUTS[name]} == INPUTS[name]
+    assert [site.rd_channels for site in plan.sites] == [4 + site.stage for site in plan.sites]
+    assert list(seen) == [site.path for site in plan.sites]
+
+
+def test_widths_by_a_function_are_kept_in_recipes_plans_and_pickles():
+    where = ["layer2.*", "layer4.0.*"]
+    model = add_se(build("resnet18"), rd_channels=_quarter, where=where, init="paper")
+    widths = {f"layer{path}.se": width for path, width in {"2.0": 16, "2.1": 32, "4.0": 64}.items()}
+    assert {path: module.fc1.out_channels for path, module in implanted_in(model).items()} == widths
+    recipe = json.loads(json.dumps(recipe_of(model)))
+    assert recipe["operations"][0]["options"]["rd_channels"] == widths
+    again = apply_recipe(build("resnet18"), recipe)
+    assert {path: module.fc1.out_channels for path, module in implanted_in(again).items()} == widths
+    plan = plan_se(build("resnet18"), rd_channels=lambda site: 7, where=where)
+    kept = pickle.loads(pickle.dumps(plan))
+    assert kept.options.rd_channels == dict.fromkeys(widths, 7)
+    assert kept.to_json() == plan.to_json()
+
+
+def implanted_in(model):
+    return {path: module for path, module in model.named_modules() if isinstance(module, SqueezeExcite)}
+
+
+WRONG_WIDTHS = {
+    "no number": (lambda site: None, "paper", r"rd_channels\['layer1.0.se'\]=None is not a whole number"),
+    "half a unit": (lambda site: site.channels / 4, "paper", r"'layer1.0.se'\]=16.0 is not a whole number"),
+    "none at all": (lambda site: 0, "paper", r"'layer1.0.se'\]=0 is not a whole number"),
+    "one, from the identity": (lambda site: 1, "identity", r"'layer1.0.se'\]=1 .*init=\"paper\""),
+    "a mapping with one": ({"layer1.0.se": 1}, "identity", r"'layer1.0.se'\]=1 .*init=\"paper\""),
+    "a site without a width": ({"layer1.0.se": 4}, "paper", "no width for 'layer1.1.se'"),
+    "no mapping of paths": ({1: 4}, "paper", "no mapping of sites"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_WIDTHS)
+def test_widths_that_mean_nothing_are_refused(case):
+    widths, init, message = WRONG_WIDTHS[case]
+    with pytest.raises(OptionError, match=message):
+        plan_se(build("resnet18"), rd_channels=widths, init=init)
+
+
+def test_a_width_of_one_where_it_is_asked_for():
+    model = add_se(build("resnet18"), rd_channels=lambda site: max(1, site.channels // 128), init="paper")
+    assert [module.fc1.out_channels for module in implanted_in(model).values()] == [1, 1, 1, 1, 2, 2, 4, 4]

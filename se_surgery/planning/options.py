@@ -19,6 +19,7 @@ from .placements import PLACEMENTS
 
 EXISTING = ("skip", "replace", "stack", "error")
 Where = Callable[[Any], bool] | str | Collection[str] | None
+Widths = int | Mapping[str, int] | Callable[[Any], int] | None
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Options:
     r: int | Mapping[int, int] = 16
     stages: tuple[int, ...] | None = None
     where: Where = None
-    rd_channels: int | None = None
+    rd_channels: Widths = None
     rd_divisor: int = 1
     bias: tuple[bool, bool] = (False, False)
     squeeze: str = "avg"
@@ -92,7 +93,7 @@ def check_options(
         r=_ratios(r),
         stages=check_stages(stages),
         where=check_where(where),
-        rd_channels=None if rd_channels is None else _whole("rd_channels", rd_channels),
+        rd_channels=_widths(rd_channels),
         rd_divisor=_whole("rd_divisor", rd_divisor),
         bias=_bias(bias),
         squeeze=_choice("squeeze", squeeze, SQUEEZES),
@@ -125,17 +126,33 @@ def _check_attention(options: Options) -> None:
 
 
 def _check_identity(options: Options) -> None:
-    if options.init == "identity" and options.rd_channels == 1:
-        raise OptionError(
-            "rd_channels=1 leaves the identity start's one hidden unit without its partner: it may never learn. "
-            'Take at least 2, or init="paper".'
-        )
+    given = options.rd_channels
+    widths = given.items() if isinstance(given, Mapping) else [("", given)]
+    for path, width in widths:
+        if width == 1:
+            check_width(options, width, path)
     start = GATES[options.gate].at_zero * options.scale
     if options.init == "identity" and options.attn == "se" and not options.mix and start != 1.0:
         raise OptionError(
             f"gate_scale={options.gate_scale!r} makes the {options.gate} gate start at {start:g}, which is not the "
             f'identity. Leave gate_scale out, or take init="paper".'
         )
+
+
+def check_width(options: Options, width: Any, path: str = "") -> int:
+    """A checked width of one SE's hidden layer.
+
+    Raises:
+        OptionError: It is no whole number from 1; or 1, of which the identity start can make nothing.
+    """
+    name = f"rd_channels[{path!r}]" if path else "rd_channels"
+    checked = _whole(name, width)
+    if options.init == "identity" and checked == 1:
+        raise OptionError(
+            f"{name}=1 leaves the identity start's one hidden unit without its partner: it may never learn. "
+            'Take at least 2, or init="paper".'
+        )
+    return checked
 
 
 def check_flags(**flags: Any) -> None:
@@ -164,7 +181,20 @@ def _switch(option: str, value: Any) -> bool:
 def _whole(option: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise OptionError(f"{option}={shorten(value)} is not a whole number of at least 1. Give one, 16 for instance.")
-    return value
+    return int(value)
+
+
+def _widths(widths: Any) -> Widths:
+    if widths is None or callable(widths):
+        return widths  # type: ignore[no-any-return]
+    if not isinstance(widths, Mapping):
+        return _whole("rd_channels", widths)
+    if not widths or not all(isinstance(path, str) for path in widths):
+        raise OptionError(
+            f"rd_channels={shorten(widths)} is no mapping of sites to widths. Give {{'layer1.0.se': 16}} for instance, "
+            f"or a function of a site."
+        )
+    return {path: _whole(f"rd_channels[{path!r}]", width) for path, width in widths.items()}
 
 
 def _ratios(r: Any) -> int | Mapping[int, int]:

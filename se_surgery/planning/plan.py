@@ -42,6 +42,7 @@ class Site:
         placement: Its placement.
         stage: Stage of the network, from 1.
         size: Spatial size of the map it gates, in the probing run.
+        in_channels: Channels of the map that the first convolution of its unit takes: of the unit's input.
         spec: Architecture of the SE.
         edges: The edge it goes on, in the block's forward and in its other methods that lead there.
         fills: Whether it fills an empty slot that the block's own forward calls, so that nothing is rewritten.
@@ -54,6 +55,7 @@ class Site:
     placement: str
     stage: int
     size: tuple[int, ...]
+    in_channels: int
     spec: SESpec
     edges: tuple[Edge, ...] = field(repr=False)
     fills: bool = False
@@ -192,14 +194,16 @@ class Plan:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the exam, with what a table asks it for; a function that chose the sites becomes their paths."""
+        """All but the exam, with what a table asks it for; functions of sites become what they said."""
         state = dict(self.__dict__)
         if "exam" in state:
             del state["exam"]
             state.update(places=self.places, image=self.image)
+        said = options_to_dict(self.options, self.sites)
         if callable(self.options.where):
-            paths = options_to_dict(self.options, self.sites)["where"]
-            state["options"] = replace(self.options, where=tuple(paths) if paths else None)
+            state["options"] = replace(self.options, where=tuple(said["where"]) if said["where"] else None)
+        if callable(self.options.rd_channels):
+            state["options"] = replace(state["options"], rd_channels=said["rd_channels"])
         return state
 
     def __copy__(self) -> Plan:
@@ -282,12 +286,16 @@ def operation_of(plan: Plan) -> dict[str, Any]:
 
 
 def options_to_dict(options: Options, sites: Iterable[Site]) -> dict[str, Any]:
-    """Options as plain data; a predicate as `where` becomes the paths that it took."""
-    data = asdict(replace(options, where=None, r=0))
+    """Options as plain data; functions of sites become the paths that they took, and the widths by path."""
+    data = asdict(replace(options, where=None, r=0, rd_channels=None))
     r, where = options.r, options.where
     if callable(where):
         where = [glob.escape(site.path) for site in sites]
     data["where"] = [where] if isinstance(where, str) else list(where) if where else None
+    widths = options.rd_channels
+    if callable(widths):
+        widths = {site.path: site.rd_channels for site in sites} or None
+    data["rd_channels"] = dict(widths) if isinstance(widths, Mapping) else widths
     data["r"] = {str(stage): ratio for stage, ratio in r.items()} if isinstance(r, Mapping) else r
     data["stages"] = list(options.stages) if options.stages else None
     data["bias"] = list(options.bias)

@@ -6,13 +6,14 @@ In: a model and checked options. Out: a `Plan`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
 
-from ..errors import NothingToDoError, PatientError, PlacementError, SurgeryError
+from ..errors import NothingToDoError, OptionError, PatientError, PlacementError, SurgeryError
 from ..reading.block import Block
 from ..reading.layout import is_under, positions
 from ..reading.look import Look
@@ -21,7 +22,7 @@ from ..se.excite import SESpec, hidden_channels
 from ..structure.find import SESite
 from ..structure.unit import Unit
 from .exam import Exam
-from .options import Options, check_options, matches, option_arguments, resolve_stage
+from .options import Options, check_options, check_width, matches, option_arguments, resolve_stage
 from .placements import NoPlace, places
 from .plan import HELD, Plan, Site, Skipped, UnitKind
 
@@ -33,7 +34,7 @@ def plan_se(
     *,
     stages: int | Collection[int] | None = None,
     where: Any = None,
-    rd_channels: int | None = None,
+    rd_channels: int | Mapping[str, int] | Callable[[Any], int] | None = None,
     rd_divisor: int = 1,
     bias: bool | tuple[bool, bool] = False,
     squeeze: str = "avg",
@@ -159,6 +160,8 @@ class _Planner:
             self._skip(unit, "no place", f"no place for {self.options.placement}: {reason}")
             return
         site = self._site(unit, edges, stage, held)
+        if isinstance(self.options.rd_channels, int):
+            site = self._sized(site)
         if not matches(self.options.where, site):
             self._skip(unit, "not asked", "where leaves it out")
             return
@@ -176,7 +179,7 @@ class _Planner:
             self.skipped.append(Skipped(unit.path, "refused", blocked, blocking=True))
             return
         self.taken.setdefault(site.host, set()).add(site.name)
-        self.sites.append(site)
+        self.sites.append(self._sized(site))
 
     def _skip(self, unit: Unit, kind: UnitKind, reason: str) -> None:
         self.skipped.append(Skipped(unit.path, kind, reason))
@@ -188,7 +191,7 @@ class _Planner:
         fills = _slot_behind(host, edge, options.name, replaced)
         name = options.name if fills else self._free_name(host, replaced)
         channels = edge.channels
-        width = options.rd_channels or hidden_channels(channels, self.ratios[stage], options.rd_divisor)
+        width = hidden_channels(channels, self.ratios[stage], options.rd_divisor)
         channels_last = edge.axis == -1
         spec = SESpec(
             channels=channels,
@@ -205,7 +208,24 @@ class _Planner:
         )
         path = f"{edge.owner}.{name}" if edge.owner else name
         size = positions(edge.shape, edge.axis)
-        return Site(path, unit.path, unit.kind, options.placement, stage, size, spec, edges, fills, replaced)
+        taken = _in_channels(self.exam.seen, unit) or channels
+        return Site(path, unit.path, unit.kind, options.placement, stage, size, taken, spec, edges, fills, replaced)
+
+    def _sized(self, site: Site) -> Site:
+        """The site with the hidden width that was asked for; the one that it has goes by `r`."""
+        widths = self.options.rd_channels
+        if widths is None:
+            return site
+        if isinstance(widths, Mapping):
+            if site.path not in widths:
+                raise OptionError(
+                    f"rd_channels has no width for {site.path!r}. Give it one, or leave it out with where."
+                )
+            width = widths[site.path]
+        else:
+            width = widths(site) if callable(widths) else widths
+        width = check_width(self.options, width, site.path)
+        return replace(site, spec=replace(site.spec, rd_channels=width))
 
     def _free_name(self, host: Block, replaced: tuple[str, ...]) -> str:
         """`se` where the block has nothing of that name and its forward calls none, else `se_<placement>`, numbered."""
@@ -268,6 +288,17 @@ def _slot_behind(host: Block, edge: Edge, name: str, replaced: tuple[str, ...]) 
         if not is_empty:
             return False
     return False
+
+
+def _in_channels(seen: Look, unit: Unit) -> int:
+    """The channels of what the first convolution of a unit takes; 0 where it has none."""
+    if unit.convolution is not None:
+        return unit.convolution.channels
+    found = unit.block.convolutions(unit.nodes)
+    if not found and unit.path in seen.calls:
+        inside = seen.during(seen.calls[unit.path][0])
+        found = [event for event in inside if event.kind == "conv" and event.spatial and seen.learns(event.path)]
+    return found[0].channels if found else 0
 
 
 def _told(site: SESite) -> str:

@@ -6,7 +6,7 @@ In: a model, and what its user says of its input. Out: argument tuples to try, m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,18 +16,23 @@ from torch.utils import _pytree as pytree
 from ..errors import ProbeError, shorten
 
 # Square sizes that are tried, in this order, for a model that does not say what it takes.
-PROBE_SIZES = (224, 32, 28, 64, 96, 128, 160, 256, 299, 331, 384, 448, 512)
+PROBE_SIZES = (224, 32, 28, 64, 96, 128, 160, 256, 299, 331, 384, 448, 512, 480, 473, 513, 640)
 # The same for clips, (T, H, W).
 CLIP_SIZES = ((16, 112, 112), (16, 224, 224), (32, 224, 224))
 PROBE_BATCH = 2
+# What networks call the size that they take, and the number of channels: on themselves, or on one of these.
+_SIZES = ("input_size", "in_size", "img_size", "image_size", "input_shape", "input_resolution")
+_CHANNELS = ("in_channels", "in_chans", "input_channels", "num_channels", "n_channels")
+_CONFIGS = ("config", "cfg", "conf", "hparams", "args", "pretrained_cfg", "default_cfg")
 _LARGEST = 2**28
 
 
 def probes(model: nn.Module, example_input: Any = None) -> Iterator[tuple[Any, ...]]:
     """The argument tuples to try on `model`, most likely first.
 
-    The size is that of `pretrained_cfg` (timm convention) and otherwise each of `PROBE_SIZES`; channels, dtype and
-    device are those of the first convolution, so that `in_chans=1` and half models work.
+    The size is what the model says of itself (`input_size`, `img_size` and the like, its own or in its configuration,
+    timm's `pretrained_cfg` for one) and otherwise each of `PROBE_SIZES`; channels, dtype and device are those of the
+    first convolution, so that `in_chans=1` and half models work.
     """
     first = next((m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
     weight = first.weight if first is not None else next(model.parameters(), torch.empty(0))
@@ -57,16 +62,57 @@ def probes(model: nn.Module, example_input: Any = None) -> Iterator[tuple[Any, .
             "Give the size (C, H, W), a tensor with its batch axis, or a tuple of the forward's arguments."
         )
     else:
-        config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
-        size = tuple(config.get("input_size") or ()) if isinstance(config, dict) else ()
-        # A stem may rearrange positions into channels in front of its first convolution.
-        counts = dict.fromkeys([first.in_channels if first is not None else 3, *size[:1], 3, 1])
-        if isinstance(first, nn.Conv3d):
-            yield from (images(channels, *size) for size in CLIP_SIZES for channels in counts)
-            return
-        sizes = [*([size[1:]] if len(size) == 3 else []), *((side, side) for side in PROBE_SIZES)]
-        for height, width in sizes:
-            yield from (images(channels, height, width) for channels in counts)
+        dims = 3 if isinstance(first, nn.Conv3d) else 2
+        said = list(_said(model, dims))
+        others = CLIP_SIZES if dims == 3 else tuple((side, side) for side in PROBE_SIZES)
+        # A stem may rearrange positions into channels in front of its first convolution. Of what a network calls its
+        # number of channels some is that of its last layer.
+        own = [first.in_channels] if first is not None else []
+        counts = dict.fromkeys([*own, *(count for count, _ in said if count), *_numbers(model, _CHANNELS), 3, 1])
+        for size in dict.fromkeys([*(size for _, size in said if size), *others]):
+            fitting = [count for count in counts if count * math.prod(size) <= _LARGEST]
+            yield from (images(channels, *size) for channels in fitting)
+
+
+def _said(model: nn.Module, dims: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """What a model says of the size that it takes: channels, 0 where it does not say, and the sides."""
+    for value in _attributes(model, _SIZES):
+        sides = (value,) * dims if _is_number(value) else tuple(value) if _is_listed(value) else ()
+        if len(sides) == dims:
+            yield 0, sides
+        elif len(sides) == dims + 1:
+            # The channels come first in torch, and last in what was brought from elsewhere.
+            channels, *rest = sides if sides[0] <= sides[-1] else (sides[-1], *sides[:-1])
+            yield channels, tuple(rest)
+        elif len(sides) == 1:
+            yield 0, sides * dims
+
+
+def _numbers(model: nn.Module, names: tuple[str, ...]) -> list[int]:
+    return [value for value in _attributes(model, names) if _is_number(value)]
+
+
+def _attributes(model: nn.Module, names: tuple[str, ...]) -> Iterator[Any]:
+    """What a model, or its configuration, has under some names."""
+    holders = [model, *(vars(model).get(name) for name in _CONFIGS)]
+    for holder in holders:
+        spaces = [holder] if isinstance(holder, Mapping) else [*_spaces(holder)]
+        for name in names:
+            yield from [space[name] for space in spaces if name in space][:1]
+
+
+def _spaces(holder: Any) -> Iterator[Mapping[str, Any]]:
+    """Where an object has its attributes, without running any of its code."""
+    yield getattr(holder, "__dict__", {})
+    yield from (base.__dict__ for base in type(holder).__mro__)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**14
+
+
+def _is_listed(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(map(_is_number, value))
 
 
 def describe(args: tuple[Any, ...]) -> str:

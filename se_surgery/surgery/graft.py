@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ def add_se(
     *,
     stages: int | Collection[int] | None = None,
     where: Any = None,
-    rd_channels: int | None = None,
+    rd_channels: int | Mapping[str, int] | Callable[[Any], int] | None = None,
     rd_divisor: int = 1,
     bias: bool | tuple[bool, bool] = False,
     squeeze: str = "avg",
@@ -64,7 +64,9 @@ def add_se(
             out is not operated on.
         stages: Stages to operate on, from 1; -1 is the last. All by default.
         where: A glob on the site's path or its unit's, a list of globs, or a function `(site) -> bool`.
-        rd_channels: Hidden width, instead of `r`.
+        rd_channels: Hidden width, instead of `r`: a number, one for each site's path, or a function of a `Site`, which
+            has `path`, `unit`, `stage`, `channels`, and the `in_channels` of its unit. RegNetY and EfficientNet take a
+            quarter of those: `lambda site: round(site.in_channels / 4)`. A width of 1 wants `init="paper"`.
         rd_divisor: Round the hidden width to a multiple of this, as timm does (timm: 8).
         bias: Whether the two layers have biases, or a pair for the first and the second (timm: True).
         squeeze: `avg` or `max`.

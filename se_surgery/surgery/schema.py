@@ -140,6 +140,11 @@ def _ratio(value: Any, place: str) -> None:
     check(value, place)
 
 
+def _widths(value: Any, place: str) -> None:
+    check = _mapping(_path, _width, _SITES) if isinstance(value, Mapping) else _width
+    check(value, place)
+
+
 # Names (of placements, gates, ...) are checked against their tables when the operation is done.
 OPTIONS = record(
     {
@@ -147,7 +152,7 @@ OPTIONS = record(
         "r": _ratio,
         "stages": _or_none(_listed(_either_stage, 1000, 1)),
         "where": _or_none(_listed(_text, _SITES, 1)),
-        "rd_channels": _or_none(_width),
+        "rd_channels": _or_none(_widths),
         "rd_divisor": _width,
         "bias": _listed(_flag, 2, 2),
         "squeeze": _name,
