@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .. import readme
+from ..others import render as others
 from .planning import HELD, SITES
 from .rows import ROOT, Row
 from .running import PASS
@@ -54,6 +55,7 @@ def document_text(table: Table) -> str:
         "says so.\n\n" + _names(table.others),
         "## Runs\n\n" + _RUNS + "\n\n" + _runs(table),
         "## Compilers and exporters\n\n" + _thorough(table),
+        others.section(),
     ]
     return "\n\n".join(parts) + "\n"
 
