@@ -580,7 +580,7 @@ UNFIT: dict[str, Unfit] = {
         toys.InstanceForward, PatientError, ("'blocks.0'", "on the instance"), "Leave it out with where"
     ),
     "forward-that-depends-on-values": Unfit(
-        lambda: build("toy/DataDependent"), PatientError, ("'blocks.0'", "cannot be traced"), "Give it a forward"
+        lambda: build("toy/DataDependent"), PatientError, ("'blocks.0'", "goes by x.mean() > 0"), "Give it a forward"
     ),
     # An SE that is there already.
     "operated-on-already": Unfit(

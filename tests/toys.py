@@ -479,10 +479,10 @@ class OwnSlot(Trunk):
 
 
 class UNet(nn.Module):
-    """A U-Net in one forward: its skip connection joins two resolutions' ways, and every convolution is a unit."""
+    """A U-Net in one forward: its skip connection joins two resolutions' ways, and every convolution before is a unit."""
 
     SIZE = (3, 16, 16)
-    PLACES: ClassVar[dict[str, int]] = {"standard": 3}
+    PLACES: ClassVar[dict[str, int]] = {"standard": 2}
 
     def __init__(self) -> None:
         super().__init__()

@@ -137,7 +137,8 @@ class _Planner:
 
     def _warnings(self) -> Iterator[str]:
         """What is wrong with a plan although it can be carried out: units that get no SE though others do."""
-        units, lost = self.exam.units, self.exam.units.lost
+        units = self.exam.units
+        lost = [(path, end) for path, end in units.lost if self._asked_for(path)]
         if not lost or not self.sites:
             return  # without any site it is an error, which says why
         everywhere = f"{len(lost)} of {len(units.found) + len(lost)} units drop out, in {_shown(lost)}"

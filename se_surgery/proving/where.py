@@ -285,7 +285,7 @@ def _identity(seat: Seat) -> str | None:
 def _one_operand(seat: Seat, join: Join, transformed: bool) -> str | None:
     """Exactly one operand is halved; it is the one with more convolutions, or with fewer."""
     halved = [operand for operand in join.reached if seat.is_half(operand)]
-    if transformed and join.value.kind == "cat" and len(halved) == 1 and _goes_on(seat, join):
+    if transformed and join.value.kind == "cat" and len(halved) == 1 and _goes_on(seat, join, halved[0]):
         return None  # of dense layers those that come later take what it gives, too
     if len(join.reached) > 1:
         return f"it changes {len(join.reached)} operands of {join}"
@@ -310,8 +310,13 @@ def _convolutions(seat: Seat, join: Join, other: Value, is_branch: bool) -> int:
     return min(len(seat.convolutions(alone & one.mask)) for one in (inner or [other]))
 
 
-def _goes_on(seat: Seat, join: Join) -> bool:
-    """Whether a concatenation hands on a map as it was, beside new ones: dense connectivity."""
+def _goes_on(seat: Seat, join: Join, new: Value) -> bool:
+    """Whether a concatenation hands on a map as it was, beside new ones of convolutions: dense connectivity."""
+    before = 0
+    for operand in join.free:
+        before |= operand.mask
+    if not seat.convolutions(new.mask & ~before):
+        return False
     alone = [seat.within(join.alone(operand)) for operand in join.free]
     return any(not any(value.learns or value.kind == "pool" for value in values) for values in alone)
 

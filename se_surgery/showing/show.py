@@ -144,8 +144,9 @@ def _totals(plan: Plan) -> list[Part]:
     size = " x ".join(map(str, plan.image))
     macs, activations = (f"{number:,} ({number / 1e6:.2f} M)" for number in (plan.macs_added, plan.activations_added))
     added = f"Added for one image of {size}: {macs} multiply-adds, {activations} activations."
-    joins = f"Joins of maps: {plan.census}." if plan.census.joins else ""
-    return [Section("", ["", ">before", ">added", ">after", ">"], rows), added, joins]
+    if plan.census.joins:
+        added += f"\nJoins of maps: {plan.census}."
+    return [Section("", ["", ">before", ">added", ">after", ">"], rows), added]
 
 
 def options_text(options: Options) -> str:

@@ -103,9 +103,10 @@ def add_se(
     if not inplace:
         model = copied(model)
     plan = make_plan(Exam(model, example_input, options.heads), options)
+    model = guarded(graft, model, plan, lean)
     for text in plan.warnings:
         warnings.warn(text, SurgeryWarning, stacklevel=2)
-    return guarded(graft, model, plan, lean)
+    return model
 
 
 def copied(model: nn.Module) -> nn.Module:
