@@ -371,8 +371,8 @@ class Decoder(nn.Module):
 @pytest.mark.parametrize(
     ("make", "inside", "more"),
     [
-        (lambda: Detector("backbone"), ["backbone.1"], ["head.0"]),
-        (lambda: Detector("encoder"), ["encoder.1"], ["head.0"]),
+        (lambda: Detector("backbone"), ["backbone.1"], ["head.0", "head.1"]),
+        (lambda: Detector("encoder"), ["encoder.1"], ["head.0", "head.1"]),
         (lambda: Detector("body"), ["body.1"], []),
         (Decoder, ["a", "b"], ["c"]),
     ],

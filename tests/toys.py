@@ -479,7 +479,7 @@ class OwnSlot(Trunk):
 
 
 class UNet(nn.Module):
-    """A U-Net in one forward: its skip connection joins two resolutions' ways, and every convolution before is a unit."""
+    """A U-Net in one forward: its skip connection joins two resolutions' ways; what comes before is units."""
 
     SIZE = (3, 16, 16)
     PLACES: ClassVar[dict[str, int]] = {"standard": 2}
