@@ -74,12 +74,13 @@ def holds_tensors(value: Any) -> bool:
 def goes_by_shapes(node: fx.Node, values: dict[str, Any]) -> bool:
     """Whether a value is computed from the shapes of tensors alone."""
     return all(
-        _asks_for_shape(node) if holds_tensors(values.get(source.name)) else goes_by_shapes(source, values)
+        asks_for_shape(node) if holds_tensors(values.get(source.name)) else goes_by_shapes(source, values)
         for source in node.all_input_nodes
     )
 
 
-def _asks_for_shape(node: fx.Node) -> bool:
+def asks_for_shape(node: fx.Node) -> bool:
+    """Whether a node takes the shape of a tensor alone, or how many there are."""
     if node.op == "call_method":
         return node.target in _SHAPES
     return node.target in _KINDS or (node.target is getattr and node.args[1] in _SHAPES)
