@@ -10,7 +10,7 @@ from __future__ import annotations
 from .backbones.bn_inception import BNInception, Inception
 from .backbones.resnet_cifar import CifarResNet
 from .backbones.shufflenet import ChannelShuffle, ShuffleNet, ShuffleUnit
-from .reading.answers import must_be
+from .reading.answers import must_be, must_count
 from .records import Edge, Implant, children_of
 from .se.excite import Attention, SqueezeExcite
 from .se.tail import tail
@@ -32,6 +32,7 @@ __all__ = [
     "SqueezeExcite",
     "children_of",
     "must_be",
+    "must_count",
     "recomputed",
     "refuse_argument",
     "refuse_change",

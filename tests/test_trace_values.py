@@ -198,7 +198,7 @@ def test_outputs_are_the_same_at_other_sizes_and_in_other_batches(cls):
 @pytest.mark.parametrize("cls", [OfParity, OfIntegers, OfDivmod, OfNew, OfOwnMethod, OfArange])
 def test_what_goes_by_the_size_is_computed_and_never_frozen(cls):
     source = inspect.getsource(type(add_se(net(cls), example_input=SIZE)[1]).forward)
-    asked = re.findall(r"must_be\((\w+)", source)
+    asked = re.findall(r"must_\w+\((\w+)", source)
     assert all(name.startswith("len") for name in asked), source
 
 
@@ -358,3 +358,53 @@ def test_compilers_take_what_asks_at_run_time(cls, compiler):
         made = torch.export.export(model, (x,)).module()
     with torch.no_grad():
         torch.testing.assert_close(made(x), base(x))
+
+
+class Asks(nn.Module):
+    """A block that asks every one of its maps for its shape, or none."""
+
+    def __init__(self, asks: bool) -> None:
+        super().__init__()
+        self.conv, self.act, self.conv2 = toys.conv(8, 8), nn.ReLU(), toys.conv(8, 8)
+        self.asks = asks
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.asked(self.conv2(self.asked(self.act(self.asked(self.conv(self.asked(x)))))))
+        return self.asked(self.act(self.asked(self.asked(x) + y)))
+
+    def asked(self, x: Tensor) -> Tensor:
+        if self.asks:
+            assert len(x.shape) == x.dim() == x.ndim == 4 and isinstance(x, Tensor)
+        return x
+
+
+@pytest.mark.parametrize("placement", ["standard", "pre", "post", "identity", "inner"])
+def test_who_asks_for_a_shape_takes_no_map(placement):
+    """The SE sits where it would without the question, which on the same weights are the same outputs."""
+    torch.manual_seed(0)
+    bases = [nn.Sequential(toys.conv(3, 8), Asks(asks), Asks(asks)).eval() for asks in (False, True)]
+    bases[1].load_state_dict(bases[0].state_dict())
+    models = [add_se(base, placement, init="paper", example_input=SIZE) for base in bases]
+    models[1].load_state_dict(models[0].state_dict())
+    assert_same(run(models[1], images(SIZE)), run(models[0], images(SIZE)))
+
+
+@pytest.mark.parametrize("cls", [OfChannels, OfSides, OfPadding])
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_torchscript_takes_what_asks_at_run_time_and_asks(cls):
+    base, x = net(cls), images(SIZE)
+    model = add_se(copied(base), example_input=SIZE) if cls is not OfSides else add_se(Square(base), example_input=SIZE)
+    scripted, traced = torch.jit.script(model), torch.jit.trace(model, x)
+    for made in (scripted, traced):
+        assert_same(run(made, x), run(base, x))
+    if cls is OfSides:
+        with pytest.raises(SurgeryError, match=r"shape\[2\] == .*shape\[3\] is True.* is False"):
+            model[0](torch.zeros(2, 3, 16, 24))
+
+
+class Square(nn.Sequential):
+    """A network that takes squares alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[2] == x.shape[3]
+        return self[0](x)

@@ -173,7 +173,7 @@ def _before_branch(anatomy: Anatomy, unit: Unit) -> Edge:
     while any(changes_in_place(block, consumer) for consumer in consumers):
         if len(consumers) > 1:
             raise NoPlace("an activation changes the branch's input in place while others read it")
-        fork, consumers = consumers[0], list(consumers[0].users)
+        fork, consumers = consumers[0], block.takers(consumers[0])
     return _edge(anatomy, block, fork, consumers, late=True)
 
 
@@ -190,7 +190,7 @@ def _fork(block: Block, inside: int) -> tuple[fx.Node, list[fx.Node]]:
                 entries.setdefault(source, []).append(node)
     takers = {node for nodes in entries.values() for node in nodes}
     if len(takers) == 1 and block.kind(joined := next(iter(takers))) == "cat":
-        return joined, list(joined.users)
+        return joined, block.takers(joined)
     if len(entries) == 1:
         ((fork, consumers),) = entries.items()
         return fork, consumers
@@ -223,8 +223,9 @@ def _after_addition(anatomy: Anatomy, unit: Unit) -> Edge:
 
 def _rejoined(block: Block, node: fx.Node) -> fx.Node:
     """RexNet adds its shortcut to some channels only and joins the others again: the sum is that whole map."""
-    if len(node.users) == 1:
-        (user,) = node.users
+    users = block.takers(node)
+    if len(users) == 1:
+        (user,) = users
         slices = [source for source in block.maps_into(user) if source is not node]
         if block.kind(user) == "cat" and slices and all(block.passes(source) for source in slices):
             return user

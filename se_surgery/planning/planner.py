@@ -278,8 +278,8 @@ def _slot_behind(host: Block, edge: Edge, name: str, replaced: tuple[str, ...]) 
     if is_implant(host.look.modules[host.path], name) and path not in replaced:
         return False
     node = next(node for node in host.nodes if node.name == edge.producer)
-    while len(node.users) == 1:
-        (node,) = node.users
+    while len(users := host.takers(node)) == 1:
+        (node,) = users
         if node.op != "call_module":
             return False
         module = host.view.get_submodule(str(node.target))

@@ -22,12 +22,30 @@ _SHAPES = frozenset({"shape", "ndim", "size", "dim", "ndimension", "numel", "nel
 _KINDS = (len, torch.is_tensor)
 
 
+# TorchScript compiles these two as well, each by its own types.
+
+
 @durable
-def must_be(found: Any, was: Any, what: str) -> None:
+def must_be(found: bool, was: bool, what: str) -> None:
     """Called by generated forwards for what their graph took for granted.
 
     Raises:
-        SurgeryError: It is something else.
+        SurgeryError: It is not so.
+    """
+    if bool(found) != was:
+        raise SurgeryError(
+            f"This block was operated on for calls in which {what} is {was}, and in this one it is {found}: its "
+            f"forward was traced from the call that the model itself makes. "
+            f"Operate with an example_input that makes the call you need, or leave this block out with where."
+        )
+
+
+@durable
+def must_count(found: int, was: int, what: str) -> None:
+    """The same for a number that a graph took for granted, such as that of the parts of a map.
+
+    Raises:
+        SurgeryError: It is another one.
     """
     if found != was:
         raise SurgeryError(
@@ -37,9 +55,13 @@ def must_be(found: Any, was: Any, what: str) -> None:
         )
 
 
+# What asks for the things that a graph takes for granted.
+ASKING = (must_be, must_count)
+
+
 def must_bes(graph: fx.Graph) -> list[fx.Node]:
     """The nodes of a graph that ask for what it takes for granted."""
-    return [node for node in graph.nodes if node.target is must_be]
+    return [node for node in graph.nodes if node.target in ASKING]
 
 
 def holds_tensors(value: Any) -> bool:
@@ -52,12 +74,13 @@ def holds_tensors(value: Any) -> bool:
 def goes_by_shapes(node: fx.Node, values: dict[str, Any]) -> bool:
     """Whether a value is computed from the shapes of tensors alone."""
     return all(
-        _asks_for_shape(node) if holds_tensors(values.get(source.name)) else goes_by_shapes(source, values)
+        asks_for_shape(node) if holds_tensors(values.get(source.name)) else goes_by_shapes(source, values)
         for source in node.all_input_nodes
     )
 
 
-def _asks_for_shape(node: fx.Node) -> bool:
+def asks_for_shape(node: fx.Node) -> bool:
+    """Whether a node takes the shape of a tensor alone, or how many there are."""
     if node.op == "call_method":
         return node.target in _SHAPES
     return node.target in _KINDS or (node.target is getattr and node.args[1] in _SHAPES)

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ..records import Edge
+from .answers import asks_for_shape
 from .events import Call, Event, is_gate, is_map, kind_of
 from .look import Look
 from .observed import Observed
@@ -168,11 +169,15 @@ class Block:
             node = source
         return node
 
+    def takers(self, node: fx.Node) -> list[fx.Node]:
+        """The users of a value, without those that only ask for its shape, which an SE leaves as it is."""
+        return [user for user in node.users if not asks_for_shape(user)]
+
     def walk_forward(self, node: fx.Node, kinds: frozenset[str]) -> fx.Node:
         """From a value on through operations of `kinds`, as long as each is its only user; ends behind the last one."""
         last = node
-        while len(node.users) == 1:
-            (user,) = node.users
+        while len(users := self.takers(node)) == 1:
+            (user,) = users
             found = self.kinds(user)
             if found and found <= kinds and self.is_map(user):
                 last = user
@@ -182,8 +187,8 @@ class Block:
         return last
 
     def edge(self, producer: fx.Node, axis: int, consumers: list[fx.Node] | None = None, late: bool = False) -> Edge:
-        """The edge from a node to some of its users, all of them when none are named."""
-        users = sorted(producer.users if consumers is None else consumers, key=self.index.__getitem__)
+        """The edge from a node to some of its users, all that take more than its shape when none are named."""
+        users = sorted(self.takers(producer) if consumers is None else consumers, key=self.index.__getitem__)
         shape = tuple(self.value(producer).shape)
         names = tuple(user.name for user in users)
         return Edge(self.path, self.trace.method, producer.name, names, shape, axis, late)

@@ -46,6 +46,7 @@ class Look:
         values: What was computed from what, in order of execution.
         args: What the model was called with.
         asked: What it was to be called with; `args` may be larger, where maps shrink to a single position.
+        answered: What came out for what it was to be called with: class scores may be maps at a larger size.
     """
 
     table: Table = field(repr=False)
@@ -57,6 +58,7 @@ class Look:
     values: list[Value] = field(repr=False)
     args: tuple[Any, ...]
     asked: tuple[Any, ...] = ()
+    answered: Any = field(default=None, repr=False)
 
     @property
     def model(self) -> nn.Module:
@@ -158,7 +160,7 @@ def _enlarged(seen: Look) -> Look:
         except DoesNotRun as error:  # it takes this size alone
             _log.debug("looking at a larger image failed: %r", error.cause)
             return seen
-    return replace(enlarged, asked=seen.args)
+    return replace(enlarged, asked=seen.args, answered=seen.answered)
 
 
 def _hides_something(seen: Look) -> bool:
@@ -215,7 +217,8 @@ def _record(table: Table, args: tuple[Any, ...], way: Way) -> Look:
         raise DoesNotRun(RuntimeError(wrong), is_about_shapes=True)
     clocks = tuple(event.clock for event in recorder.events)
     events = tuple(recorder.events)
-    return Look(table, way, copies, recorder.calls, events, clocks, recorder.flow.values, args, args)
+    values, answered = recorder.flow.values, recorder.calls[""][0].output
+    return Look(table, way, copies, recorder.calls, events, clocks, values, args, args, answered)
 
 
 def _on_meta(args: tuple[Any, ...]) -> tuple[Any, ...]:

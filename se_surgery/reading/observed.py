@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import TraceError
-from .answers import must_be
+from .answers import ASKING
 from .blame import handed, is_ours
 from .draws import Undrawn
 from .events import Call
@@ -68,7 +68,7 @@ class Observed:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n.name])
         if node.op == "call_module":
             return self._call(node)
-        if node.target is must_be:
+        if node.target in ASKING:
             return None
         if node.op == "get_attr":
             value = _held(self.view, str(node.target))

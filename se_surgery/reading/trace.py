@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import TraceError
-from .answers import answer, holds_tensors, must_be, spelled
+from .answers import answer, holds_tensors, must_be, must_count, spelled
 from .blame import handed, is_ours
 from .effects import is_container, only_computing, refuse_switched
 from .events import Call
@@ -153,7 +153,8 @@ class _Tracer(fx.Tracer):
         value = answer(node, self.seen.values)
         if node not in self.granted:
             self.granted.add(node)
-            self.create_proxy("call_function", must_be, (fx.Proxy(node, self), value, spelled(node)), {})
+            ask = must_be if isinstance(value, bool) else must_count
+            self.create_proxy("call_function", ask, (fx.Proxy(node, self), value, spelled(node)), {})
         return value
 
     def create_args_for_root(
