@@ -206,7 +206,7 @@ TIMM = (
     # Stages 4 and 5 of the paper are both at stride 32, and timm's last level is what comes after both.
     Truth("gernet_s", each("stages.{}.*", "0", "1", "2", "[34]")),
     Truth("resnet51q", PYRAMID),
-    Truth("fastvit_t8", PYRAMID),
+    Truth("fastvit_t8", ("stem.* stages.0.*", *PYRAMID[1:])),
     # The stem's residual block comes before the first level that timm lists.
     # Its attention asks for autocast on its input's device, which torch 2.4 does not have for meta.
     Truth("efficientvit_b0", ("stem.* stages.0.*", *PYRAMID[1:]), device="cpu"),

@@ -347,12 +347,7 @@ def _pairs(graph: Graph, verdicts: Verdicts, units: Units) -> Iterator[tuple[Eve
 
 
 def _sums_of_one(verdicts: Verdicts) -> frozenset[int]:
-    """The sums that are re-parameterised as one convolution, in a network whose units are made of those.
-
-    Beside residual units they are stems and downsamplings (FastViT).
-    """
-    if any(found.kind == "residual" for found in verdicts.found):
-        return frozenset()
+    """The sums that are re-parameterised as one convolution."""
     sums = (join for join, unfit in verdicts.unfit if unfit.reason == LINEAR)
     return frozenset().union(*(join.absorbed | {join.value.index} for join in sums))
 
