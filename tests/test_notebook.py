@@ -48,7 +48,7 @@ def test_a_plan_is_its_tables() -> None:
     with torch.device("meta"):
         plan = se_surgery.plan_se(timm.create_model("efficientnet_b0"), "inner", stages=[2, 3], existing="replace")
     shown = _Reader(plan._repr_html_())
-    assert {"table", "thead", "tbody", "tr", "th", "td", "p", "strong", "div"} == set(shown.tags)
+    assert {"table", "thead", "tbody", "tr", "th", "td", "p", "strong", "div", "br"} == set(shown.tags)
     # Each word that is printed is shown, in the same order.
     printed = [word for word in str(plan).replace("-" * 10, "").split() if set(word) != {"-"} or word == "->"]
     assert " ".join(shown.cells).split() == printed
