@@ -34,7 +34,7 @@ MODELS = {
     "standard": lambda: add_se(small()),
     "identity_tanh": lambda: add_se(small(), "identity", gate="tanh", lean=False),
     "eca": lambda: add_se(small(), attn="eca"),
-    "replaced": lambda: add_se(small("test_efficientnet"), existing="replace"),
+    "replaced": lambda: add_se(small("test_efficientnet"), "standard", existing="replace"),
     "frozen": lambda: freeze_base(add_se(small("test_convnext"))),
 }
 FORMS = {

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import OptionError
-from ..planning.options import EXISTING, Options
+from ..planning.options import DEFAULT_PLACEMENT, EXISTING, Options
 from ..planning.placements import PLACEMENTS
 from ..se.excite import GATES, INITS, LIGHT_ATTENTION, SQUEEZES
 from ..surgery.strip import ORIGINS
@@ -69,7 +69,16 @@ Where = Annotated[
         show_default=False,
     ),
 ]
-Placement = Annotated[str, typer.Option("--placement", "-p", help=_one_of(PLACEMENTS), rich_help_panel=_SURGERY)]
+Placement = Annotated[
+    str | None,
+    typer.Option(
+        "--placement",
+        "-p",
+        help=f"{_one_of(PLACEMENTS)}. With --existing replace: where the SE is that goes",
+        rich_help_panel=_SURGERY,
+        show_default=DEFAULT_PLACEMENT,
+    ),
+]
 Ratio = Annotated[
     Any,
     typer.Option(

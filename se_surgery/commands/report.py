@@ -143,7 +143,7 @@ def _operations_text(operations: Iterable[Mapping[str, Any]]) -> str:
     lines = []
     for number, operation in enumerate(operations, 1):
         options = operation.get("options", {})
-        what = ", ".join(f"{key}={options[key]}" for key in ("placement", "r", "init") if key in options)
+        what = ", ".join(f"{key}={options[key]}" for key in ("placement", "r", "init") if options.get(key) is not None)
         # What is pruned is listed by layer, those of SEs among them or alone.
         of_what = "layer" if operation["op"] == "prune" else "SE"
         named = f"{operation['op']} {count(len(operation['sites']), of_what)}"

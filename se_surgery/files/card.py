@@ -106,7 +106,7 @@ def _operation(number: int, operation: Mapping[str, Any]) -> str:
         return f"{number}. {count(len(sites), 'module')} made narrower by torch-pruning."
     what = {"add": "put in", "strip": "taken out"}.get(operation["op"], operation["op"])
     options = operation.get("options", {})
-    said = ", ".join(f"{key}={options[key]}" for key in ("placement", "r", "init") if key in options)
+    said = ", ".join(f"{key}={options[key]}" for key in ("placement", "r", "init") if options.get(key) is not None)
     title = f"{number}. {count(len(sites), 'SE')} {what}" + (f" ({said})." if said else ".")
     rows = []
     for group in groups(sites, _same, lambda site: str(site["path"])):

@@ -25,7 +25,7 @@ from ..structure.find import SESite, record_of, sites_in
 from ..structure.stages import Stages
 from ..structure.unit import Unit
 from ..structure.units import Units, recognise
-from .placements import PLACEMENTS, NoPlace, place, places
+from .placements import KEPT, PLACEMENTS, NoPlace, place, places
 
 
 class Exam:
@@ -68,6 +68,16 @@ class Exam:
         except NoPlace:
             return False
         return [replace(edge, owner="") for edge in found] == [replace(edge, owner="") for edge in edges]
+
+    def placement_of(self, unit: Unit, se: SESite) -> str:
+        """Where an SE that a unit holds sits: as it was put there, else inside the branch if convolutions follow it."""
+        record = record_of(se.path, self.seen) if se.is_module else None
+        if record is not None and record.placement != KEPT:
+            return record.placement
+        calls = self.seen.calls
+        end = calls[self.seen.aliases.get(se.path, se.path)][-1].end if se.is_module else self.written[se.path].clock
+        follows = any(event.clock > end for event in unit.block.convolutions(unit.nodes))
+        return "inner" if follows else "standard"
 
     def _assign(self, site: SESite) -> None:
         """Note an SE with the unit it serves, in each of its places; one that serves none keeps what holds it."""

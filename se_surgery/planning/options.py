@@ -17,6 +17,7 @@ from ..errors import OptionError, PlacementError, StageError, shorten
 from ..se.excite import GATES, INITS, LIGHT_ATTENTION, SQUEEZES
 from .placements import PLACEMENTS
 
+DEFAULT_PLACEMENT = "standard"
 EXISTING = ("skip", "replace", "stack", "error")
 Where = Callable[[Any], bool] | str | Collection[str] | None
 Widths = int | Mapping[str, int] | Callable[[Any], int] | None
@@ -24,9 +25,12 @@ Widths = int | Mapping[str, int] | Callable[[Any], int] | None
 
 @dataclass(frozen=True)
 class Options:
-    """Checked options of one operation; see `add_se` for what they mean."""
+    """Checked options of one operation; see `add_se` for what they mean.
 
-    placement: str = "standard"
+    A `placement` of None keeps the places of the SEs that are replaced; a unit that has none gets its SE at `standard`.
+    """
+
+    placement: str | None = "standard"
     r: int | Mapping[int, int] = 16
     stages: tuple[int, ...] | None = None
     where: Where = None
@@ -86,7 +90,9 @@ def check_options(
     Raises:
         OptionError: A value means nothing there; `PlacementError` and `StageError` for those two.
     """
-    if placement not in tuple(PLACEMENTS):
+    if placement is None and not (existing == "replace" and name == Options.name):
+        placement = DEFAULT_PLACEMENT
+    if placement is not None and placement not in tuple(PLACEMENTS):
         raise PlacementError(f"There is no placement {shorten(placement)}. Take one of {', '.join(PLACEMENTS)}.")
     checked = Options(
         placement=placement,

@@ -321,6 +321,8 @@ PLACEMENTS: dict[str, dict[str, Rule]] = {
     "inner": dict.fromkeys((*_BRANCHES, "branch", "dense"), _after_wide_convolution),
     "inception": {"inception": _after_join},
 }
+# The placement of an SE that took over the place of one that was there, wherever that was.
+KEPT = "kept"
 _WHY_NOT = {
     "standard": "the unit has no transformation to follow",
     "pre": "there is no one branch to precede",

@@ -39,7 +39,7 @@ class Site:
         path: Path the SE module will have.
         unit: Path of the unit it serves.
         kind: What the unit is: `residual`, `concat_residual`, `inception`, `aggregation`, `straight`, `dense`, `plain`.
-        placement: Its placement.
+        placement: Its placement; `kept` where it takes over the place of the SE that it replaces.
         stage: Stage of the network, from 1.
         size: Spatial size of the map it gates, in the probing run.
         in_channels: Channels of the map that the first convolution of its unit takes: of the unit's input.

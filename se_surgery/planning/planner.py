@@ -9,27 +9,28 @@ import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..errors import NothingToDoError, OptionError, PatientError, PlacementError, SurgeryError
+from ..errors import NothingToDoError, OptionError, PatientError, PlacementError, SurgeryError, TraceError
+from ..reading.anatomy import Anatomy
 from ..reading.block import Block
 from ..reading.layout import is_under, positions
 from ..reading.look import Look
 from ..records import Edge, base_of, implants, is_implant
 from ..se.excite import SESpec, hidden_channels
-from ..structure.find import SESite
+from ..structure.find import SESite, record_of
 from ..structure.unit import Unit
 from .exam import Exam
-from .options import Options, check_options, check_width, matches, option_arguments, resolve_stage
-from .placements import NoPlace, places
+from .options import DEFAULT_PLACEMENT, Options, check_options, check_width, matches, option_arguments, resolve_stage
+from .placements import KEPT, NoPlace, places
 from .plan import HELD, Plan, Site, Skipped, UnitKind
 
 
 def plan_se(
     model: nn.Module,
-    placement: str = "standard",
+    placement: str | None = None,
     r: int | Mapping[int, int] = 16,
     *,
     stages: int | Collection[int] | None = None,
@@ -88,6 +89,18 @@ def plan_se(
 def make_plan(exam: Exam, options: Options) -> Plan:
     """The plan for checked options."""
     return _Planner(exam, options).plan()
+
+
+class _Seat(NamedTuple):
+    """Where a unit's SE goes.
+
+    Attributes:
+        placement: Its placement.
+        slot: Path of the SE whose call it takes over, or None where the placement's own rule says where it goes.
+    """
+
+    placement: str
+    slot: str | None = None
 
 
 class _Planner:
@@ -155,12 +168,13 @@ class _Planner:
         if (self.stages is not None and stage not in self.stages) or stage not in self.ratios:
             self._skip(unit, "not asked", f"stage {stage} was not asked for")
             return
+        seat = self._seat(unit, held)
         try:
-            edges = places(self.exam.anatomy, unit, self.options.placement)
+            edges = self._edges(unit, seat)
         except NoPlace as reason:
-            self._skip(unit, "no place", f"no place for {self.options.placement}: {reason}")
+            self._skip(unit, "no place", f"no place for {seat.placement}: {reason}")
             return
-        site = self._site(unit, edges, stage, held)
+        site = self._site(unit, seat, edges, stage, held)
         if isinstance(self.options.rd_channels, int):
             site = self._sized(site)
         if not matches(self.options.where, site):
@@ -185,12 +199,30 @@ class _Planner:
     def _skip(self, unit: Unit, kind: UnitKind, reason: str) -> None:
         self.skipped.append(Skipped(unit.path, kind, reason))
 
-    def _site(self, unit: Unit, edges: tuple[Edge, ...], stage: int, held: list[SESite]) -> Site:
+    def _seat(self, unit: Unit, held: list[SESite]) -> _Seat:
+        """Where a unit's SE goes: as was asked for, else to the place of the one SE that it replaces."""
+        asked = self.options.placement
+        if asked is not None:
+            return _Seat(asked)
+        if len(held) != 1 or not held[0].is_module:
+            return _Seat(DEFAULT_PLACEMENT)
+        (se,) = held
+        record = record_of(se.path, self.exam.seen)
+        if record is not None:
+            return _Seat(record.placement, None if record.edges else se.path)
+        return _Seat(KEPT, se.path)
+
+    def _edges(self, unit: Unit, seat: _Seat) -> tuple[Edge, ...]:
+        anatomy = self.exam.anatomy
+        return (_slot(anatomy, seat.slot),) if seat.slot else places(anatomy, unit, seat.placement)
+
+    def _site(self, unit: Unit, seat: _Seat, edges: tuple[Edge, ...], stage: int, held: list[SESite]) -> Site:
         options, edge = self.options, edges[0]
         replaced = tuple(se.path for se in held if se.is_module) if options.existing == "replace" else ()
         host = self.exam.anatomy.block(edge.owner)
-        fills = _slot_behind(host, edge, options.name, replaced)
-        name = options.name if fills else self._free_name(host, replaced)
+        wanted = seat.slot.rpartition(".")[2] if seat.slot else options.name
+        fills = bool(seat.slot) or _slot_behind(host, edge, wanted, replaced)
+        name = wanted if fills else self._free_name(host, seat.placement, replaced)
         channels = edge.channels
         width = hidden_channels(channels, self.ratios[stage], options.rd_divisor)
         channels_last = edge.axis == -1
@@ -210,7 +242,7 @@ class _Planner:
         path = f"{edge.owner}.{name}" if edge.owner else name
         size = positions(edge.shape, edge.axis)
         taken = _in_channels(self.exam.seen, unit) or channels
-        return Site(path, unit.path, unit.kind, options.placement, stage, size, taken, spec, edges, fills, replaced)
+        return Site(path, unit.path, unit.kind, seat.placement, stage, size, taken, spec, edges, fills, replaced)
 
     def _sized(self, site: Site) -> Site:
         """The site with the hidden width that was asked for; the one that it has goes by `r`."""
@@ -228,12 +260,12 @@ class _Planner:
         width = check_width(self.options, width, site.path)
         return replace(site, spec=replace(site.spec, rd_channels=width))
 
-    def _free_name(self, host: Block, replaced: tuple[str, ...]) -> str:
+    def _free_name(self, host: Block, placement: str, replaced: tuple[str, ...]) -> str:
         """`se` where the block has nothing of that name and its forward calls none, else `se_<placement>`, numbered."""
         module = self.exam.seen.modules[host.path]
         called = {str(n.target).split(".")[0] for n in host.nodes if n.op in ("call_module", "get_attr")}
         base = self.options.name
-        numbered = f"{base}_{self.options.placement}"
+        numbered = f"{base}_{placement}"
         gone = {path.rpartition(".")[2] for path in replaced if path.rpartition(".")[0] == host.path}
         ours = {implant.name for implant in implants(module)} & gone
         taken = called | self.taken.get(host.path, set())
@@ -270,6 +302,24 @@ class _Planner:
         if self.options.attn != "se" and len(site.edge.shape) != 4:
             return f"{self.options.attn} takes maps of two dimensions"
         return None
+
+
+def _slot(anatomy: Anatomy, path: str) -> Edge:
+    """The edge into the call of an SE.
+
+    Raises:
+        NoPlace: No one call of it can be seen.
+    """
+    host, _, name = path.rpartition(".")
+    try:
+        block = anatomy.block(host)
+    except TraceError as error:
+        raise NoPlace(f"the call of {path!r} cannot be seen ({error}); name a placement") from error
+    calls = [node for node in block.nodes if node.op == "call_module" and node.target == name]
+    sources = [source for call in calls for source in block.maps_into(call)]
+    if len(calls) != 1 or len(sources) != 1:
+        raise NoPlace(f"{path!r} is not called once with one map by {host or 'the model'!r}; name a placement")
+    return block.edge(sources[0], anatomy.axis(block, sources[0]), calls)
 
 
 def _slot_behind(host: Block, edge: Edge, name: str, replaced: tuple[str, ...]) -> bool:
@@ -336,21 +386,22 @@ def unplaced_reason(plan: Plan) -> SurgeryError:
             f"{plan.model} has no convolutional unit ({why}). "
             f"Give a CNN: SE recalibrates its channels, and in a transformer there is nothing to operate on."
         )
-    if not plan.places[options.placement]:
+    asked = options.placement or DEFAULT_PLACEMENT
+    if not plan.places[asked]:
         has = ", ".join(placement for placement, count in plan.places.items() if count)
         return PlacementError(
-            f"{plan.model} has no place for {options.placement!r} ({_first_reason(plan)}). It has places for: {has}."
+            f"{plan.model} has no place for {asked!r} ({_first_reason(plan, asked)}). It has places for: {has}."
         )
     exam = plan.exam
     held = sorted({exam.stage_of(unit) for unit in exam.units.found})
-    asked = sorted({resolve_stage(stage, exam.stages.count) for stage in options.stages or held})
-    if not set(asked) & set(held):
+    wanted = sorted({resolve_stage(stage, exam.stages.count) for stage in options.stages or held})
+    if not set(wanted) & set(held):
         return NothingToDoError(
-            f"{plan.model} has no unit in {_listed(asked)}: its units are in {_listed(held)}. Name one of those."
+            f"{plan.model} has no unit in {_listed(wanted)}: its units are in {_listed(held)}. Name one of those."
         )
     reasons = dict.fromkeys(skip.reason for skip in plan.skipped if skip.is_unit)
     return NothingToDoError(
-        f"Nothing to do in {plan.model} with placement={options.placement!r}: {'; '.join(list(reasons)[:3])}. "
+        f"Nothing to do in {plan.model} with placement={asked!r}: {'; '.join(list(reasons)[:3])}. "
         f"Widen stages or where, or say with existing what to do where an SE is."
     )
 
@@ -365,6 +416,6 @@ def _listed(stages: list[int]) -> str:
     return f"{'stage' if len(stages) == 1 else 'stages'} {', '.join(map(str, stages))}"
 
 
-def _first_reason(plan: Plan) -> str:
-    prefix = f"no place for {plan.options.placement}: "
+def _first_reason(plan: Plan, placement: str) -> str:
+    prefix = f"no place for {placement}: "
     return next((skip.reason.removeprefix(prefix) for skip in plan.skipped if skip.kind == "no place"), "none")

@@ -17,9 +17,8 @@ from functools import partial
 from pathlib import Path
 
 from ..planning.exam import Exam
+from ..planning.placements import KEPT
 from ..planning.plan import Plan, Site, Skipped
-from ..records import implants
-from ..structure.find import SESite
 from ..structure.unit import Unit
 from .glyphs import (
     GLYPHS,
@@ -65,6 +64,13 @@ class _Drawn:
     site: Site | None
     there: tuple[tuple[str, bool], ...]
     skipped: Skipped | None
+
+    @property
+    def placement(self) -> str:
+        """The placement of the SE that it gets; that of the one that goes where its place is kept."""
+        if self.site is None:
+            return ""
+        return self.there[0][0] if self.site.placement == KEPT else self.site.placement
 
 
 def draw_plan(plan: Plan, path: Path) -> Path:
@@ -116,26 +122,15 @@ def _units(plan: Plan) -> Iterator[_Drawn]:
             sites.remove(site)
         elif skip:
             skipped.remove(skip)
-        there = tuple((_placement_of(exam, unit, se), se.path in gone) for se in exam.held[index])
+        there = tuple((exam.placement_of(unit, se), se.path in gone) for se in exam.held[index])
         yield _Drawn(unit.path, unit.kind, exam.stage_of(unit), site, there, skip)
 
 
 def _is_its(exam: Exam, unit: Unit, site: Site) -> bool:
     alone = sum(other.path == unit.path for other in exam.units.found) == 1
+    if site.placement == KEPT:
+        return alone or unit.calls(site.path)
     return alone or exam.is_place(unit, site.placement, site.edges)
-
-
-def _placement_of(exam: Exam, unit: Unit, se: SESite) -> str:
-    """Where an SE that is there sits: as it was put there, else inside the branch if convolutions follow it."""
-    if not se.is_module:
-        end = exam.written[se.path].clock
-        return "inner" if any(event.clock > end for event in unit.block.convolutions(unit.nodes)) else "standard"
-    host, _, name = se.path.rpartition(".")
-    ours = next((implant for implant in implants(exam.seen.modules[host]) if implant.name == name), None)
-    if ours is not None:
-        return ours.placement
-    end = exam.seen.calls[exam.seen.aliases.get(se.path, se.path)][-1].end
-    return "inner" if any(event.clock > end for event in unit.block.convolutions(unit.nodes)) else "standard"
 
 
 def _letters(units: Sequence[_Drawn]) -> dict[str, str]:
@@ -190,7 +185,7 @@ def _draw_one(sheet: Sheet, unit: _Drawn, corner: tuple[float, float], scale: fl
         return corner[0] + x * scale, corner[1] + y * scale
 
     draw_unit(sheet, unit.kind, corner, scale, has_one=bool(unit.site or unit.there))
-    new = at(unit.site.placement) if unit.site else None
+    new = at(unit.placement) if unit.site else None
     for placement, goes in unit.there:
         x, y = at(placement)
         # Two at one place are one above the other.

@@ -153,8 +153,9 @@ def options_text(options: Options) -> str:
     """Placement and r, and every other option that is not what it is by default."""
     default = Options()
     names = [f.name for f in fields(options)]
-    shown = ["placement", "r", *(n for n in names if getattr(options, n) != getattr(default, n))]
-    return ", ".join(f"{name}={_value(getattr(options, name))}" for name in dict.fromkeys(shown))
+    changed = [name for name in names if getattr(options, name) != getattr(default, name)]
+    told = {name: getattr(options, name) for name in ("placement", "r", *changed)}
+    return ", ".join(f"{name}={_value(value)}" for name, value in told.items() if value is not None)
 
 
 def _value(value: Any) -> str:

@@ -29,7 +29,7 @@ from .journal import Journal, guarded
 
 def add_se(
     model: nn.Module,
-    placement: str = "standard",
+    placement: str | None = None,
     r: int | Mapping[int, int] = 16,
     *,
     stages: int | Collection[int] | None = None,
@@ -59,7 +59,8 @@ def add_se(
         model: Any CNN of timm, torchvision or your own.
         placement: `standard` (on the branch, before it is joined), `pre` (before the branch), `post` (after the
             addition and its activation), `identity` (on the shortcut), `inner` (after the branch's k x k convolution)
-            or `inception` (after the concatenation of parallel branches).
+            or `inception` (after the concatenation of parallel branches). By default `standard`; an SE that is replaced
+            hands its place and its name on to the new one, unless a placement or a name is given.
         r: Reduction ratio: the hidden width is `max(2, C // r)`. Or a mapping from stage to ratio; a stage that is left
             out is not operated on.
         stages: Stages to operate on, from 1; -1 is the last. All by default.

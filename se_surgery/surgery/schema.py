@@ -148,7 +148,7 @@ def _widths(value: Any, place: str) -> None:
 # Names (of placements, gates, ...) are checked against their tables when the operation is done.
 OPTIONS = record(
     {
-        "placement": _name,
+        "placement": _or_none(_name),
         "r": _ratio,
         "stages": _or_none(_listed(_either_stage, 1000, 1)),
         "where": _or_none(_listed(_text, _SITES, 1)),
