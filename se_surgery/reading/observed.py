@@ -19,6 +19,7 @@ from .blame import handed, is_ours
 from .draws import Undrawn
 from .events import Call
 from .modes import modes_off
+from .shapes import like
 
 # Where a module keeps what is registered with it.
 _GROUPS = ("_parameters", "_buffers", "_modules")
@@ -72,7 +73,7 @@ class Observed:
             return None
         if node.op == "get_attr":
             value = _held(self.view, str(node.target))
-            return torch.empty_like(value, device="meta", requires_grad=False) if isinstance(value, Tensor) else value
+            return like(value) if isinstance(value, Tensor) else value
         if node.op == "call_function":
             # On the meta device nothing is drawn; what makes tensors of numbers alone may do so.
             may_draw = not any(isinstance(arg, Tensor) and arg.is_meta for arg in args)
@@ -103,7 +104,7 @@ def _is_a_float(node: fx.Node, args: tuple[Any, ...]) -> bool:
 def _on_meta(value: Any) -> Any:
     """A value on the meta device, also where a forward makes tensors of its own on another one."""
     if isinstance(value, Tensor) and not value.is_meta:
-        return torch.empty_like(value, device="meta", requires_grad=False)
+        return like(value)
     return value
 
 
