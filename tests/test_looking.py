@@ -22,6 +22,7 @@ from se_surgery import PatientError, ProbeError, SurgeryError, add_se, find_se, 
 from se_surgery.reading.anatomy import Anatomy
 from se_surgery.reading.events import is_like_first
 from se_surgery.reading.look import look
+from se_surgery.reading.shapes import convolved, like
 from se_surgery.se.excite import SqueezeExcite
 
 # Blocks a stage, counted by hand from the papers' tables; the first of RegNetX-400MF's four stages has one block.
@@ -515,3 +516,55 @@ def test_a_model_is_asked_what_it_takes(case):
     seen = look(model)
     assert tuple(seen.args[0].shape) == shape
     assert len(plan_se(model).sites) == 1
+
+
+CONVOLUTIONS = {
+    "plain": (F.conv2d, (2, 8, 9, 7), (16, 8, 3, 3), (None, (2, 1), (1, 0))),
+    "with a bias": (F.conv2d, (2, 8, 9, 7), (16, 8, 3, 3), (torch.empty(16, device="meta"),)),
+    "padded by name": (F.conv2d, (2, 8, 9, 7), (8, 1, 3, 3), (None, 1, "same", 1, 8)),
+    "of videos": (F.conv3d, (2, 4, 5, 9, 7), (6, 4, 3, 3, 3), (None, 2, 1)),
+    "transposed": (F.conv_transpose2d, (2, 8, 5, 5), (8, 4, 2, 2), (None, 2)),
+    "settings in a list": (F.conv2d, (2, 8, 9, 7), (16, 8, 3, 3), (None, [2, 2])),
+}
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_what_is_worked_out_once_for_equal_convolutions_is_what_torch_says(case, dtype, memory_format):
+    function, given, weight, settings = CONVOLUTIONS[case]
+    x, w = (torch.empty(shape, device="meta", dtype=dtype) for shape in (given, weight))
+    settings = tuple(value.to(dtype) if isinstance(value, Tensor) else value for value in settings)
+    x = x.to(memory_format=memory_format) if x.dim() == 4 else x
+    for one, other in ((x, w), (x[:, :3], w), (x, w.double()), (x[..., :1], w)):
+        want = form_of(lambda one=one, other=other: function(one, other, *settings))
+        for _ in range(2):
+            assert form_of(lambda one=one, other=other: convolved(function, (one, other, *settings), {})) == want
+
+
+GIVEN = {
+    "plain": torch.zeros(2, 8, 9, 7),
+    "channels last": torch.zeros(2, 8, 9, 7).to(memory_format=torch.channels_last),
+    "expanded": torch.zeros(2, 8, 1, 1).expand(2, 8, 9, 7),
+    "part": torch.zeros(2, 8, 9, 7)[:, ::2, 1:],
+    "number": torch.tensor(3),
+    "half": torch.zeros(4, dtype=torch.float16),
+    "parameter": nn.Parameter(torch.zeros(4, 3)),
+    "sparse": torch.eye(3).to_sparse(),
+    "empty": torch.zeros(0, 3),
+}
+
+
+@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
+def test_a_tensor_like_another_is_what_torch_makes_of_it(given):
+    want = form_of(lambda: torch.empty_like(given, device="meta", requires_grad=False))
+    assert form_of(lambda: like(given)) == want
+
+
+def form_of(work):
+    """The form of a tensor, or the error's class."""
+    try:
+        tensor = work()
+    except (RuntimeError, NotImplementedError) as error:
+        return type(error)
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad

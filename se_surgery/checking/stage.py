@@ -19,6 +19,7 @@ from ..reading.events import Call
 from ..reading.look import Look
 from .draws import DRAWING
 from .numbers import Numbers, Scale, numbered, positive
+from .sizes import SIZES
 from .values import leaves, mapped, same_leaf
 
 _NO_TORCH_FUNCTION = torch._C.DisableTorchFunction
@@ -71,6 +72,8 @@ class Stage(TorchFunctionMode):
         self.call = call
         self.scale = Scale(look, call, small)
         self.named: dict[int, tuple[str, str]] = {}
+        # Whether anybody has asked a tensor for its size.
+        self.has_asked = False
 
     def begin(self, script: list[Line] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Begin a run, the first one or one that follows a script, and return the block's arguments."""
@@ -220,6 +223,8 @@ class Stage(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if function in SIZES:
+            self.has_asked = True
         draw = DRAWING.get(function)
         result = function(*args, **kwargs) if draw is None else draw(self.generator, function, args, kwargs)
         if self.script is not None:

@@ -185,13 +185,14 @@ def _module(copier: Copier, module: nn.Module) -> nn.Module:
 
 def _group(copier: Copier, group: dict[str, Any]) -> dict[str, Any]:
     """What is registered with a module; no other module has the same dict."""
-    if not group:
-        return type(group)()
-    return type(group)((name, None if item is None else copier(item)) for name, item in group.copy().items())
+    copy = type(group)()
+    for name, item in group.copy().items():
+        copy[name] = None if item is None else copier(item)
+    return copy
 
 
 def _tensor(copier: Copier, tensor: Tensor) -> Tensor:
-    if isinstance(tensor, nn.Parameter):  # one of another class
+    if type(tensor) is not Tensor and isinstance(tensor, nn.Parameter):  # one of another class
         return _parameter(copier, tensor)
     if copier.device == "meta":
         return copier.keep(tensor, like(tensor))  # type: ignore[no-any-return]

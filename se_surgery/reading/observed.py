@@ -66,7 +66,6 @@ class Observed:
                     self.values[node.name] = None
 
     def _value(self, node: fx.Node) -> Any:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n.name])
         if node.op == "call_module":
             return self._call(node)
         if node.target in ASKING:
@@ -74,6 +73,7 @@ class Observed:
         if node.op == "get_attr":
             value = _held(self.view, str(node.target))
             return like(value) if isinstance(value, Tensor) else value
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n.name])
         if node.op == "call_function":
             # On the meta device nothing is drawn; what makes tensors of numbers alone may do so.
             may_draw = not any(isinstance(arg, Tensor) and arg.is_meta for arg in args)

@@ -13,6 +13,7 @@ is no tensor, and which the graph has frozen, is written down (see `reads`); wha
 
 from __future__ import annotations
 
+import collections
 import copy
 import inspect
 import types
@@ -68,8 +69,16 @@ def shallow_view(cls: type, state: dict[str, Any]) -> nn.Module:
     set, are copies, so that a forward that writes to `self` writes to the view.
     """
     view: nn.Module = object.__new__(cls)
-    view.__dict__.update({name: copy.copy(v) if is_container(v) else v for name, v in state.items()})
+    view.__dict__.update({name: _copied(value) if is_container(value) else value for name, value in state.items()})
     return view
+
+
+def _copied(container: Any) -> Any:
+    """A copy of a container; those of Python's own classes know how to make one in a fraction of the time."""
+    return container.copy() if type(container) in _CONTAINERS else copy.copy(container)
+
+
+_CONTAINERS = frozenset({dict, list, set, collections.OrderedDict})
 
 
 @modes_off

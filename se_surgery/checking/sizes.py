@@ -1,0 +1,64 @@
+"""Sizes: whether a block's forward may do something else at another width, or on maps of another size.
+
+In: a function of torch that ran, or a method. Out: whether it tells the size of a tensor or the width of a layer. What
+is asked of tensors is seen when the forward runs, and what is read of layers in the code that it may run: a forward
+that does neither does the same for blocks of all widths.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from ..reading.outer import Names, is_foreign, names_in
+from ..reading.ways import own_methods
+from .alike import WIDTHS
+
+# What tells a tensor's size. How many axes it has is the same for all widths.
+SIZES = frozenset(
+    getattr(Tensor, name)
+    for name in ("size", "numel", "nelement", "stride", "storage_offset", "data_ptr", "untyped_storage", "__len__")
+) | frozenset(getattr(Tensor, name).__get__ for name in ("shape", "nbytes"))
+# What reads an attribute by a name that cannot be seen in the code.
+_UNSEEN = frozenset({"getattr", "vars", "__dict__", "__getattribute__", "attrgetter"})
+
+
+def names_a_width(cls: type[nn.Module], method: str) -> bool:
+    """Whether a method, or a function or method that it may call, names a width of torch's layers."""
+    methods = own_methods(cls)
+    waiting, seen = [methods[method]] if method in methods else [], set()
+    while waiting:
+        function = waiting.pop()
+        if function in seen:
+            continue
+        seen.add(function)
+        names = names_in(function.__code__)
+        if names.mentioned & (WIDTHS | _UNSEEN):
+            return True
+        waiting += [methods[name] for name in names.mentioned & methods.keys()]
+        waiting += _functions(function, names)
+    return False
+
+
+def _functions(function: types.FunctionType, names: Names) -> Iterator[types.FunctionType]:
+    """The functions of users that a function names, by way of its module and its closure."""
+    values = [cell.cell_contents for cell in function.__closure__ or () if _is_set(cell)]
+    for name, chain in names.outer:
+        value = function.__globals__.get(name)
+        for attribute in chain:
+            if not isinstance(value, (types.ModuleType, type)):
+                break
+            value = getattr(value, attribute, None)
+        values.append(value)
+    for value in values:
+        if isinstance(value, types.FunctionType) and not is_foreign(value.__module__):
+            yield value
+
+
+def _is_set(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
