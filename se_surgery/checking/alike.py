@@ -38,6 +38,7 @@ _SILENT = (frozenset(nn.Module().__dict__) - {"training"}) | {
     REPLACED,
 }
 _SILENT_IN_LAYERS = _SILENT | WIDTHS
+_SIMPLE = frozenset({bool, int, float, str})
 
 
 def are_alike(look: Look, path: str, other: str, sizes: bool) -> bool:
@@ -90,7 +91,9 @@ def _same_child(first: nn.Module | None, second: nn.Module | None, met: dict[int
 
 
 def _same_tensors(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    return first.keys() == second.keys() and all(_same_tensor(first[name], second[name]) for name in first)
+    if first.keys() != second.keys():
+        return False
+    return all(map(_same_tensor, first.values(), map(second.__getitem__, first)))
 
 
 def _same_tensor(first: Tensor | None, second: Tensor | None) -> bool:
@@ -122,6 +125,8 @@ def _is_same(first: Any, second: Any) -> bool:
         return True
     if type(first) is not type(second):
         return False
+    if type(first) in _SIMPLE:
+        return bool(first == second)
     if isinstance(first, Tensor):
         return first.is_meta and second.is_meta and (first.dim(), first.dtype) == (second.dim(), second.dtype)
     if isinstance(first, (list, tuple)):

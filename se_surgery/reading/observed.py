@@ -17,12 +17,14 @@ from ..errors import TraceError
 from .answers import ASKING
 from .blame import handed, is_ours
 from .draws import Undrawn
-from .events import Call
+from .events import Call, is_like_first
 from .modes import modes_off
 from .shapes import like
 
 # Where a module keeps what is registered with it.
 _GROUPS = ("_parameters", "_buffers", "_modules")
+# torch works these out in Python, and slowly.
+_SUMS = frozenset({operator.add, operator.iadd, torch.add})
 
 
 class Observed:
@@ -74,6 +76,8 @@ class Observed:
             value = _held(self.view, str(node.target))
             return like(value) if isinstance(value, Tensor) else value
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n.name])
+        if node.target in _SUMS and not kwargs and is_like_first(torch.add, args):
+            return args[0] if node.target is operator.iadd else like(args[0])
         if node.op == "call_function":
             # On the meta device nothing is drawn; what makes tensors of numbers alone may do so.
             may_draw = not any(isinstance(arg, Tensor) and arg.is_meta for arg in args)

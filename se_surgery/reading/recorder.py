@@ -23,9 +23,12 @@ from .blame import handed
 from .copies import Copier
 from .dataflow import Dataflow
 from .draws import Undrawn
-from .events import KINDS, MAXIMA, Call, Event, is_gate, is_in_place, is_like_first, is_map
+from .events import KINDS, MAXIMA, Call, Event, functions, is_gate, is_in_place, is_like_first, is_map
 from .hooks import after_forward, before_forward, bound_forward
 from .shapes import convolved, like
+
+# What tells something of a tensor that is none.
+_ASKING = functions("dim", "size", "numel", "stride", "is_contiguous", "is_floating_point")
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kind = KINDS.get(function)
         kwargs = kwargs or {}
-        if type(function) is MethodWrapperType:  # what reads `shape`, `dtype` and the like
+        if type(function) is MethodWrapperType or function in _ASKING:  # the former reads `shape`, `dtype` and the like
             return handed(function, *args, **kwargs)
         if kind is not None and not self.real and is_like_first(function, args):
             # A value is known by the identity of its tensor.
@@ -178,7 +181,7 @@ def to_meta(value: Any) -> Any:
     if value is None or isinstance(value, (int, float, str)):
         return value
     if type(value) in (tuple, list):
-        return type(value)(to_meta(item) for item in value)
+        return type(value)([to_meta(item) for item in value])
     if type(value) is dict:
         return {key: to_meta(item) for key, item in value.items()}
     return pytree.tree_map_only(Tensor, to_meta, value)

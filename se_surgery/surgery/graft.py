@@ -190,7 +190,8 @@ def _built(journal: Journal, site: Site, modules: dict[str, nn.Module], plan: Pl
     module.placement = site.placement
     if not lean:
         vars(module)["lean"] = False
-    module.train(modules[site.host].training)
+    if not modules[site.host].training:
+        module.eval()
     return module
 
 
