@@ -22,7 +22,7 @@ from se_surgery import PatientError, ProbeError, SurgeryError, add_se, find_se, 
 from se_surgery.reading.anatomy import Anatomy
 from se_surgery.reading.events import is_like_first
 from se_surgery.reading.look import look
-from se_surgery.reading.shapes import convolved, like
+from se_surgery.reading.shapes import like, worked_out
 from se_surgery.se.excite import SqueezeExcite
 
 # Blocks a stage, counted by hand from the papers' tables; the first of RegNetX-400MF's four stages has one block.
@@ -518,28 +518,54 @@ def test_a_model_is_asked_what_it_takes(case):
     assert len(plan_se(model).sites) == 1
 
 
-CONVOLUTIONS = {
-    "plain": (F.conv2d, (2, 8, 9, 7), (16, 8, 3, 3), (None, (2, 1), (1, 0))),
-    "with a bias": (F.conv2d, (2, 8, 9, 7), (16, 8, 3, 3), (torch.empty(16, device="meta"),)),
-    "padded by name": (F.conv2d, (2, 8, 9, 7), (8, 1, 3, 3), (None, 1, "same", 1, 8)),
-    "of videos": (F.conv3d, (2, 4, 5, 9, 7), (6, 4, 3, 3, 3), (None, 2, 1)),
-    "transposed": (F.conv_transpose2d, (2, 8, 5, 5), (8, 4, 2, 2), (None, 2)),
-    "settings in a list": (F.conv2d, (2, 8, 9, 7), (16, 8, 3, 3), (None, [2, 2])),
+MAPS = torch.empty(2, 8, 9, 7, device="meta")
+WORKED_OUT = {
+    "convolution": (F.conv2d, (MAPS, torch.empty(16, 8, 3, 3), None, (2, 1), (1, 0)), {}),
+    "with a bias": (F.conv2d, (MAPS, torch.empty(16, 8, 3, 3), torch.empty(16)), {}),
+    "padded by name": (F.conv2d, (MAPS, torch.empty(8, 1, 3, 3)), {"padding": "same", "groups": 8}),
+    "of videos": (F.conv3d, (torch.empty(2, 4, 5, 9, 7), torch.empty(6, 4, 3, 3, 3), None, 2, 1), {}),
+    "transposed": (F.conv_transpose2d, (MAPS, torch.empty(8, 4, 2, 2), None, 2), {}),
+    "settings in a list": (F.conv2d, (MAPS, torch.empty(16, 8, 3, 3), None, [2, 2]), {}),
+    "linear": (F.linear, (MAPS, torch.empty(5, 7)), {}),
+    "mean": (torch.mean, (MAPS, (2, 3)), {"keepdim": True}),
+    "mean of everything": (Tensor.mean, (MAPS,), {}),
+    "mean in another dtype": (Tensor.mean, (MAPS, 1), {"dtype": torch.float64}),
+    "gate": (torch.mul, (MAPS, torch.empty(2, 8, 1, 1)), {}),
+    "gate in front": (torch.mul, (torch.empty(2, 8, 1, 1), MAPS), {}),
+    "expanded gate": (torch.mul, (torch.empty(2, 8, 1, 1).expand(2, 8, 9, 7), MAPS), {}),
+    "pool": (F.max_pool2d, (MAPS, 3), {"stride": 2, "padding": 1}),
+    "pool with places": (F.max_pool2d, (MAPS, 3), {"return_indices": True}),
+    "adaptive pool": (F.adaptive_avg_pool2d, (MAPS, 1), {}),
+    "whole numbers": (torch.add, (torch.empty(3, dtype=torch.int64), 1), {}),
+    "whole numbers and another": (torch.add, (torch.empty(3, dtype=torch.int64), 1.0), {}),
+    "whole numbers and a truth": (torch.add, (torch.empty(3, dtype=torch.bool), True), {}),
+    "layer norm": (F.layer_norm, (MAPS, (9, 7), None, None, 1e-5), {}),
 }
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("case", CONVOLUTIONS)
-def test_what_is_worked_out_once_for_equal_convolutions_is_what_torch_says(case, dtype, memory_format):
-    function, given, weight, settings = CONVOLUTIONS[case]
-    x, w = (torch.empty(shape, device="meta", dtype=dtype) for shape in (given, weight))
-    settings = tuple(value.to(dtype) if isinstance(value, Tensor) else value for value in settings)
-    x = x.to(memory_format=memory_format) if x.dim() == 4 else x
-    for one, other in ((x, w), (x[:, :3], w), (x, w.double()), (x[..., :1], w)):
-        want = form_of(lambda one=one, other=other: function(one, other, *settings))
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+@pytest.mark.parametrize("case", WORKED_OUT)
+def test_what_is_worked_out_once_for_equal_calls_is_what_torch_says(case, dtype, memory_format):
+    function, args, kwargs = WORKED_OUT[case]
+
+    def changed(value):
+        if not isinstance(value, Tensor):
+            return value
+        value = value.to("meta", dtype if value.is_floating_point() else None)
+        return value.to(memory_format=memory_format) if value.dim() == 4 else value
+
+    first, *rest = map(changed, args)
+    for one in (first, first[:1], first[..., ::2], first.double()):
+        want = form_of(lambda one=one: function(one, *rest, **kwargs))
         for _ in range(2):
-            assert form_of(lambda one=one, other=other: convolved(function, (one, other, *settings), {})) == want
+            assert form_of(lambda one=one: worked_out(function, (one, *rest), kwargs)) == want
+
+
+def test_what_is_worked_out_is_a_tensor_of_its_own_each_time():
+    gate = torch.empty(2, 8, 1, 1, device="meta")
+    made = [worked_out(torch.mul, (MAPS, gate), {}) for _ in range(2)]
+    assert made[0] is not made[1] and made[0].untyped_storage()._cdata != made[1].untyped_storage()._cdata
 
 
 GIVEN = {
@@ -562,9 +588,11 @@ def test_a_tensor_like_another_is_what_torch_makes_of_it(given):
 
 
 def form_of(work):
-    """The form of a tensor, or the error's class."""
+    """The form of a tensor, or of several, or the error's class."""
     try:
-        tensor = work()
-    except (RuntimeError, NotImplementedError) as error:
+        made = work()
+    except (RuntimeError, TypeError) as error:
         return type(error)
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
+    if isinstance(made, tuple):
+        return [form_of(lambda one=one: one) for one in made]
+    return made.shape, made.stride(), made.dtype, made.device, made.requires_grad

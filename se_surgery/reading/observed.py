@@ -77,7 +77,8 @@ class Observed:
             return like(value) if isinstance(value, Tensor) else value
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n.name])
         if node.target in _SUMS and not kwargs and is_like_first(torch.add, args):
-            return args[0] if node.target is operator.iadd else like(args[0])
+            first: Any = args[0]
+            return first if node.target is operator.iadd else like(first)
         if node.op == "call_function":
             # On the meta device nothing is drawn; what makes tensors of numbers alone may do so.
             may_draw = not any(isinstance(arg, Tensor) and arg.is_meta for arg in args)

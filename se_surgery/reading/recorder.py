@@ -25,10 +25,12 @@ from .dataflow import Dataflow
 from .draws import Undrawn
 from .events import KINDS, MAXIMA, Call, Event, functions, is_gate, is_in_place, is_like_first, is_map
 from .hooks import after_forward, before_forward, bound_forward
-from .shapes import convolved, like
+from .shapes import like, worked_out
 
 # What tells something of a tensor that is none.
 _ASKING = functions("dim", "size", "numel", "stride", "is_contiguous", "is_floating_point")
+# What makes a new map of maps.
+_NEW = frozenset({"conv", "norm", "linear", "pool", "squeeze", "gate", "add"})
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ class Recorder(TorchFunctionMode):
         try:
             if kind is None or self.real:  # it may draw
                 return self._undrawn.run(function, args, kwargs)
-            return convolved(function, args, kwargs) if kind == "conv" else handed(function, *args, **kwargs)
+            is_new = kind in _NEW and not is_in_place(function, args, kwargs)
+            return worked_out(function, args, kwargs) if is_new else handed(function, *args, **kwargs)
         except Exception as error:
             self.failure = Failure(error, function, args, kwargs)
             raise
