@@ -42,6 +42,13 @@ AT_WORK = {
 }
 
 
+class Copies(nn.Module):
+    """Calls functions that are no events."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clone().clone().clone()
+
+
 @pytest.mark.parametrize("error", [RuntimeError, TypeError, AttributeError, KeyError])
 @pytest.mark.parametrize("what", AT_WORK)
 def test_an_error_of_our_own_comes_out_as_it_is(monkeypatch, what, error):
@@ -56,7 +63,7 @@ def test_an_error_of_our_own_comes_out_as_it_is(monkeypatch, what, error):
             injection._raised_by("se_surgery.reading.somewhere")(raised)
         return real(*args, **kwargs)
 
-    model = toys.Trunk(*(toys.Basic(8, 8) for _ in range(2)), toys.FunctionalBlock(8), toys.TwoUnitsBlock(8))
+    model = toys.Trunk(*(toys.Basic(8, 8) for _ in range(2)), toys.FunctionalBlock(8), toys.TwoUnitsBlock(8), Copies())
     monkeypatch.setattr(owner, name, fails)
     with pytest.raises(error) as found:
         add_se(model, r=2)
