@@ -93,12 +93,15 @@ class Tracer(fx.Tracer):
     def _patching(self) -> Iterator[None]:
         """Have calls of modules, what is read of theirs, and functions that are wrapped for torch.fx make nodes."""
         classes = {type(module) for module in self.watch.modules.values()}
-        before = _Before(_is_tracing(), nn.Module._call_impl, {cls: cls.__dict__.get("__getattr__") for cls in classes})
+        bases = {base for cls in classes for base in cls.__mro__}
+        calls = {base: base.__dict__["_call_impl"] for base in bases if "_call_impl" in base.__dict__}
+        before = _Before(_is_tracing(), calls, {cls: cls.__dict__.get("__getattr__") for cls in classes})
         found = {cls: cls.__getattr__ for cls in classes}  # type: ignore[attr-defined]
         try:
             # Compiled functions refuse to be called then.
             _set_tracing(True)
-            nn.Module._call_impl = self._called(before.call)  # type: ignore[method-assign]
+            for base, call in calls.items():
+                base._call_impl = self._called(call)  # type: ignore[attr-defined]
             for cls, original in found.items():
                 cls.__getattr__ = self._asked(original)  # type: ignore[attr-defined]
             torch_fx._patch_wrapped_functions(before.wrapped)
@@ -227,13 +230,13 @@ class _Before:
 
     Attributes:
         flag: Whether torch.fx was tracing.
-        call: What nn.Module calls modules by.
+        calls: What modules are called by, of nn.Module and of classes that have a way of their own.
         getters: The classes' own `__getattr__`; None where a class has none of its own.
         wrapped: The functions that torch.fx has been told to take for leaves.
     """
 
     flag: bool
-    call: Callable[..., Any]
+    calls: dict[type, Any]
     getters: dict[type, Any]
     wrapped: torch_fx._Patcher = field(default_factory=torch_fx._Patcher)
 
@@ -247,7 +250,8 @@ class _Before:
                 cls.__getattr__ = getter  # type: ignore[attr-defined]
             elif "__getattr__" in cls.__dict__:
                 del cls.__getattr__  # type: ignore[attr-defined]
-        nn.Module._call_impl = self.call  # type: ignore[method-assign]
+        for base, call in self.calls.items():
+            base._call_impl = call  # type: ignore[attr-defined]
         _set_tracing(self.flag)
 
 

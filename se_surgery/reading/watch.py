@@ -174,7 +174,7 @@ class Watch:
         place = next(((i, base) for i, base in enumerate(cls.__mro__) if name in base.__dict__), None)
         if place is None:
             # What stands there while a trace is made wraps it.
-            if inspect.unwrap(cls.__getattr__) is nn.Module.__getattr__:
+            if inspect.unwrap(cls.__getattr__) is inspect.unwrap(nn.Module.__getattr__):
                 self.reads.add(SELF, steps, "absent", False)
             return
         i, base = place
