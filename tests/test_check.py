@@ -382,6 +382,22 @@ class ReshapedElsewhere(Body):
         return x + restored(y.flatten(2), y)
 
 
+class Parted(Body):
+    """Has its map in parts."""
+
+    def forward(self, x):
+        first, second = self.branch(x).chunk(2, 1)
+        return x + torch.cat((second, first), 1)
+
+
+class Typed(Body):
+    """Asks a map for what is the same at all widths."""
+
+    def forward(self, x):
+        y = self.branch(x)
+        return x + (y.to(x.dtype) if y.dim() == 4 else y)
+
+
 def is_wide(layer: nn.Module) -> bool:
     return layer.out_channels > 1000
 
@@ -409,8 +425,8 @@ class ByAnotherName(Body):
 
 
 # Dropping once in each mode.
-COMPARISONS = {Plain: 1, Dropping: 2, **dict.fromkeys((ByWidth, Reshaped, ReshapedElsewhere), 2)}
-COMPARISONS |= dict.fromkeys((NamedElsewhere, ByAnotherName), 2)
+COMPARISONS = {Plain: 1, Dropping: 2, Typed: 1, **dict.fromkeys((ByWidth, Reshaped, ReshapedElsewhere), 2)}
+COMPARISONS |= dict.fromkeys((Parted, NamedElsewhere, ByAnotherName), 2)
 
 
 @pytest.mark.parametrize(("block", "times"), COMPARISONS.items())

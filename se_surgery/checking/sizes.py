@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,13 +17,20 @@ from ..reading.outer import Names, is_foreign, names_in
 from ..reading.ways import own_methods
 from .alike import WIDTHS
 
-# What tells a tensor's size. How many axes it has is the same for all widths.
-SIZES = frozenset(
-    getattr(Tensor, name)
-    for name in ("size", "numel", "nelement", "stride", "storage_offset", "data_ptr", "untyped_storage", "__len__")
-) | frozenset(getattr(Tensor, name).__get__ for name in ("shape", "nbytes"))
+# What is told by these is the same at all widths.
+_SAME = frozenset(
+    getattr(Tensor, name) for name in ("dim", "ndimension", "is_contiguous", "is_floating_point", "is_complex")
+) | frozenset(
+    getattr(Tensor, name).__get__
+    for name in ("ndim", "dtype", "device", "layout", "requires_grad", "is_meta", "is_cuda")
+)
 # What reads an attribute by a name that cannot be seen in the code.
 _UNSEEN = frozenset({"getattr", "vars", "__dict__", "__getattribute__", "attrgetter"})
+
+
+def tells_a_size(function: Any, result: Any) -> bool:
+    """Whether a function of torch put out what may go by sizes: numbers, or as many tensors as there are parts."""
+    return not isinstance(result, Tensor) and result is not None and function not in _SAME
 
 
 def names_a_width(cls: type[nn.Module], method: str) -> bool:

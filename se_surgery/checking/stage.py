@@ -19,7 +19,7 @@ from ..reading.events import Call
 from ..reading.look import Look
 from .draws import DRAWING
 from .numbers import Numbers, Scale, numbered, positive
-from .sizes import SIZES
+from .sizes import tells_a_size
 from .values import leaves, mapped, same_leaf
 
 _NO_TORCH_FUNCTION = torch._C.DisableTorchFunction
@@ -72,7 +72,7 @@ class Stage(TorchFunctionMode):
         self.call = call
         self.scale = Scale(look, call, small)
         self.named: dict[int, tuple[str, str]] = {}
-        # Whether anybody has asked a tensor for its size.
+        # Whether anybody has been told the size of a tensor.
         self.has_asked = False
 
     def begin(self, script: list[Line] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -223,10 +223,10 @@ class Stage(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if function in SIZES:
-            self.has_asked = True
         draw = DRAWING.get(function)
         result = function(*args, **kwargs) if draw is None else draw(self.generator, function, args, kwargs)
+        if tells_a_size(function, result):
+            self.has_asked = True
         if self.script is not None:
             if self.marks and function not in _ASKING:
                 self._take(leaves((args, kwargs)), OPERATION)
