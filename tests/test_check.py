@@ -414,6 +414,20 @@ class NamedElsewhere(Body):
         return y * 2 if self.asks and is_wide(self.conv) else y
 
 
+class NamedAbove(NamedElsewhere):
+    """Goes on with a method that it overrides, in which it is read, by way of a property."""
+
+    def forward(self, x):
+        return super().forward(x)
+
+    @property
+    def doubled(self):
+        return self.asks and self.conv.out_channels > 1000
+
+    def scaled(self, y):
+        return y * 2 if self.doubled else y
+
+
 class ByAnotherName(Body):
     """Reads an attribute by a name that is put together."""
 
@@ -426,7 +440,7 @@ class ByAnotherName(Body):
 
 # Dropping once in each mode.
 COMPARISONS = {Plain: 1, Dropping: 2, Typed: 1, **dict.fromkeys((ByWidth, Reshaped, ReshapedElsewhere), 2)}
-COMPARISONS |= dict.fromkeys((Parted, NamedElsewhere, ByAnotherName), 2)
+COMPARISONS |= dict.fromkeys((Parted, NamedElsewhere, NamedAbove, ByAnotherName), 2)
 
 
 @pytest.mark.parametrize(("block", "times"), COMPARISONS.items())

@@ -7,6 +7,7 @@ that does neither does the same for blocks of all widths.
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -14,16 +15,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..reading.outer import Names, is_foreign, names_in
-from ..reading.ways import own_methods
 from .alike import WIDTHS
 
 # What is told by these is the same at all widths.
-_SAME = frozenset(
-    getattr(Tensor, name) for name in ("dim", "ndimension", "is_contiguous", "is_floating_point", "is_complex")
-) | frozenset(
-    getattr(Tensor, name).__get__
-    for name in ("ndim", "dtype", "device", "layout", "requires_grad", "is_meta", "is_cuda")
-)
+_ASKED = ("dim", "ndimension", "is_contiguous", "is_floating_point", "is_complex")
+_READ = ("ndim", "dtype", "device", "layout", "requires_grad", "is_meta", "is_cuda")
+_SAME = frozenset(getattr(Tensor, name) for name in _ASKED) | frozenset(getattr(Tensor, name).__get__ for name in _READ)
 # What reads an attribute by a name that cannot be seen in the code.
 _UNSEEN = frozenset({"getattr", "vars", "__dict__", "__getattribute__", "attrgetter"})
 
@@ -35,8 +32,7 @@ def tells_a_size(function: Any, result: Any) -> bool:
 
 def names_a_width(cls: type[nn.Module], method: str) -> bool:
     """Whether a method, or a function or method that it may call, names a width of torch's layers."""
-    methods = own_methods(cls)
-    waiting, seen = [methods[method]] if method in methods else [], set()
+    waiting, seen = list(_versions(cls, method)), set()
     while waiting:
         function = waiting.pop()
         if function in seen:
@@ -45,9 +41,21 @@ def names_a_width(cls: type[nn.Module], method: str) -> bool:
         names = names_in(function.__code__)
         if names.mentioned & (WIDTHS | _UNSEEN):
             return True
-        waiting += [methods[name] for name in names.mentioned & methods.keys()]
+        for name in names.mentioned:
+            waiting += _versions(cls, name)
         waiting += _functions(function, names)
     return False
+
+
+def _versions(cls: type[nn.Module], name: str) -> Iterator[types.FunctionType]:
+    """The functions by a name of a class and of those that it inherits from, whichever of them runs."""
+    for base in cls.__mro__:
+        raw = base.__dict__.get(name) if base is not nn.Module else None
+        inner = next((part for part in ("fget", "func", "__func__") if hasattr(raw, part)), None)
+        found: Any = getattr(raw, inner) if inner is not None else raw
+        function = inspect.unwrap(found)
+        if isinstance(function, types.FunctionType):
+            yield function
 
 
 def _functions(function: types.FunctionType, names: Names) -> Iterator[types.FunctionType]:
