@@ -15,7 +15,7 @@ import toys
 from torch import Tensor, nn
 
 from se_surgery import ProbeError, add_se, plan_se
-from se_surgery.reading import block, trace
+from se_surgery.reading import block, trace, tracer
 from se_surgery.reading.blame import handed, is_ours
 from se_surgery.reading.draws import Undrawn
 from se_surgery.reading.look import look
@@ -33,13 +33,20 @@ AT_WORK = {
     "a child is called": (Recorder, "call"),
     "draws are kept off": (Undrawn, "run"),
     "what is read is noted": (Watch, "_note"),
-    "a node is made": (trace._Tracer, "create_node"),
-    "a child is called on a proxy": (trace._Tracer, "call_module"),
-    "an argument is made": (trace._Tracer, "create_arg"),
+    "a node is made": (tracer.Tracer, "create_node"),
+    "a child is called on a proxy": (tracer.Tracer, "call_module"),
+    "an argument is made": (tracer.Tracer, "create_arg"),
     "numbers are watched": (Numbers, "__torch_function__"),
     "what is outside is read": (trace, "add_outer"),
     "calls are matched": (block, "replayed"),
 }
+
+
+class Copies(nn.Module):
+    """Calls functions that are no events."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clone().clone().clone()
 
 
 @pytest.mark.parametrize("error", [RuntimeError, TypeError, AttributeError, KeyError])
@@ -56,7 +63,7 @@ def test_an_error_of_our_own_comes_out_as_it_is(monkeypatch, what, error):
             injection._raised_by("se_surgery.reading.somewhere")(raised)
         return real(*args, **kwargs)
 
-    model = toys.Trunk(*(toys.Basic(8, 8) for _ in range(2)), toys.FunctionalBlock(8), toys.TwoUnitsBlock(8))
+    model = toys.Trunk(*(toys.Basic(8, 8) for _ in range(2)), toys.FunctionalBlock(8), toys.TwoUnitsBlock(8), Copies())
     monkeypatch.setattr(owner, name, fails)
     with pytest.raises(error) as found:
         add_se(model, r=2)
@@ -182,11 +189,15 @@ def test_a_fault_while_a_larger_image_is_looked_at_is_no_answer(monkeypatch):
 @pytest.mark.parametrize("verb", ["look", "trace", "check"])
 def test_no_mode_stays_on_behind_an_interrupt(verb):
     """At every line of a `with` that switches one on, when it begins and when it is over."""
-    file = {"look": "reading/look.py", "trace": "reading/trace.py", "check": "checking/check.py"}[verb]
+    files = {
+        "look": ("reading/look.py",),
+        "trace": ("reading/trace.py", "reading/tracer.py"),
+        "check": ("checking/check.py",),
+    }[verb]
     act = functools.partial(add_se, toys.Trunk(toys.Basic(8, 8), toys.FunctionalBlock(8)), r=2, example_input=SIZE)
     tried = 0
     act(inplace=False)
-    lines = injection.lines_of(injection.Case("", None, (file,)), functools.partial(act, inplace=False))
+    lines = injection.lines_of(injection.Case("", None, files), functools.partial(act, inplace=False))
     for place, count in sorted(lines.items()):
         outcome = injection.raise_at(act.args[0], act, place, count, KeyboardInterrupt)
         assert outcome == (True, [], ""), place

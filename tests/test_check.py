@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from se_surgery import RewriteError, add_se, strip_se
 from se_surgery.checking import check
-from se_surgery.reading import anatomy
+from se_surgery.reading import anatomy, trace
+from se_surgery.reading.tracer import Tracer
 from se_surgery.surgery import codegen, graft
 
 SIZE = (3, 32, 32)
@@ -361,8 +362,89 @@ class Widening(Net):
         super().__init__(nn.Conv2d(8, 24, 1), *wide, nn.Conv2d(24, 32, 1), *wider)
 
 
-@pytest.mark.parametrize(("block", "times"), [(Plain, 1), (ByWidth, 2)])
-def test_blocks_that_differ_in_width_alone_are_compared_once(block, times, monkeypatch):
+class Reshaped(Body):
+    """Asks a map for its shape, of which nothing is a constant in its graph."""
+
+    def forward(self, x):
+        y = self.branch(x)
+        return x + y.flatten(2).reshape(y.shape)
+
+
+def restored(flat: Tensor, like: Tensor) -> Tensor:
+    return flat.reshape(like.size())
+
+
+class ReshapedElsewhere(Body):
+    """Has it asked by a function."""
+
+    def forward(self, x):
+        y = self.branch(x)
+        return x + restored(y.flatten(2), y)
+
+
+class Parted(Body):
+    """Has its map in parts."""
+
+    def forward(self, x):
+        first, second = self.branch(x).chunk(2, 1)
+        return x + torch.cat((second, first), 1)
+
+
+class Typed(Body):
+    """Asks a map for what is the same at all widths."""
+
+    def forward(self, x):
+        y = self.branch(x)
+        return x + (y.to(x.dtype) if y.dim() == 4 else y)
+
+
+def is_wide(layer: nn.Module) -> bool:
+    return layer.out_channels > 1000
+
+
+class NamedElsewhere(Body):
+    """Calls a method, in which a function reads a width, where it is said to."""
+
+    asks = False
+
+    def forward(self, x):
+        return x + self.scaled(self.branch(x))
+
+    def scaled(self, y):
+        return y * 2 if self.asks and is_wide(self.conv) else y
+
+
+class NamedAbove(NamedElsewhere):
+    """Goes on with a method that it overrides, in which it is read, by way of a property."""
+
+    def forward(self, x):
+        return super().forward(x)
+
+    @property
+    def doubled(self):
+        return self.asks and self.conv.out_channels > 1000
+
+    def scaled(self, y):
+        return y * 2 if self.doubled else y
+
+
+class ByAnotherName(Body):
+    """Reads an attribute by a name that is put together."""
+
+    asks = False
+
+    def forward(self, x):
+        y = self.branch(x)
+        return x + (y * 2 if self.asks and getattr(self.conv, "_".join(["out", "channels"])) > 1000 else y)
+
+
+# Dropping once in each mode.
+COMPARISONS = {Plain: 1, Dropping: 2, Typed: 1, **dict.fromkeys((ByWidth, Reshaped, ReshapedElsewhere), 2)}
+COMPARISONS |= dict.fromkeys((Parted, NamedElsewhere, NamedAbove, ByAnotherName), 2)
+
+
+@pytest.mark.parametrize(("block", "times"), COMPARISONS.items())
+def test_blocks_that_differ_in_width_are_compared_once_if_their_forward_goes_by_none(block, times, monkeypatch):
     ran = []
     monkeypatch.setattr(check._Comparison, "run", counted(check._Comparison.run, ran))
     model = Widening(block).eval()
@@ -370,6 +452,24 @@ def test_blocks_that_differ_in_width_alone_are_compared_once(block, times, monke
     add_se(model, r=2, example_input=SIZE)
     assert torch.equal(run(model, images(SIZE))[0], want)
     assert len(ran) == times
+
+
+class BySize(Body):
+    """Goes by the number of channels of a map."""
+
+    def forward(self, x):
+        y = self.branch(x)
+        return x + (y if y.shape[1] < 30 else -y)
+
+
+def test_a_width_that_a_trace_has_taken_for_granted_without_a_word_is_seen(monkeypatch):
+    monkeypatch.setattr(trace, "_read", lambda watch: ())
+    assert "'blocks.4' (ByWidth)" in refused(Widening(ByWidth).eval(), r=2)
+
+
+def test_an_answer_that_a_trace_does_not_ask_for_again_is_seen(monkeypatch):
+    monkeypatch.setattr(Tracer, "frozen", lambda self, node, function=None: self.observed(node))
+    assert "'blocks.4' (BySize)" in refused(Widening(BySize).eval(), r=2)
 
 
 def counted(function: Callable[..., Any], ran: list[str]) -> Callable[..., Any]:

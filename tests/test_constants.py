@@ -663,6 +663,44 @@ def test_the_mode_of_a_child_is_the_one_of_its_block_or_refused():
         model(images(SIZE))
 
 
+class OfWhatIsMissing(Block):
+    """Asks for what it lacks, and has a child that is a plain nn.Module."""
+
+    def set(self, value):
+        self.box = nn.Module()
+        self.box.scale = Scale(value)
+
+    def through(self, y):
+        return y * (3.0 if hasattr(self, "deployed") else self.box.scale.gain)
+
+
+class Twice(nn.ReLU):
+    """Is called in a way of its own."""
+
+    def _call_impl(self, *args, **kwargs):
+        return super()._call_impl(*args, **kwargs) * 2
+
+
+class OfTwice(Block):
+    def set(self, value):
+        self.twice = Twice()
+
+    def through(self, y):
+        return self.twice(y)
+
+
+@pytest.mark.parametrize("cls", [OfWhatIsMissing, OfTwice])
+def test_what_modules_are_called_and_asked_by_is_as_before(cls):
+    base, methods = net(cls), (nn.Module._call_impl, nn.Module.__getattr__, Twice._call_impl)
+    model = add_se(copied(base), example_input=SIZE)
+    assert_same(run(model, images(SIZE)), run(base, images(SIZE)))
+    assert (nn.Module._call_impl, nn.Module.__getattr__, Twice._call_impl) == methods
+    model[1].deployed = True
+    if cls is OfWhatIsMissing:
+        with pytest.raises(SurgeryError, match="deployed"):
+            model(images(SIZE))
+
+
 # -------------------------------------------------------------------------------------------- copies, and compilers
 
 

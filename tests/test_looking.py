@@ -22,6 +22,7 @@ from se_surgery import PatientError, ProbeError, SurgeryError, add_se, find_se, 
 from se_surgery.reading.anatomy import Anatomy
 from se_surgery.reading.events import is_like_first
 from se_surgery.reading.look import look
+from se_surgery.reading.shapes import like, worked_out
 from se_surgery.se.excite import SqueezeExcite
 
 # Blocks a stage, counted by hand from the papers' tables; the first of RegNetX-400MF's four stages has one block.
@@ -515,3 +516,83 @@ def test_a_model_is_asked_what_it_takes(case):
     seen = look(model)
     assert tuple(seen.args[0].shape) == shape
     assert len(plan_se(model).sites) == 1
+
+
+MAPS = torch.empty(2, 8, 9, 7, device="meta")
+WORKED_OUT = {
+    "convolution": (F.conv2d, (MAPS, torch.empty(16, 8, 3, 3), None, (2, 1), (1, 0)), {}),
+    "with a bias": (F.conv2d, (MAPS, torch.empty(16, 8, 3, 3), torch.empty(16)), {}),
+    "padded by name": (F.conv2d, (MAPS, torch.empty(8, 1, 3, 3)), {"padding": "same", "groups": 8}),
+    "of videos": (F.conv3d, (torch.empty(2, 4, 5, 9, 7), torch.empty(6, 4, 3, 3, 3), None, 2, 1), {}),
+    "transposed": (F.conv_transpose2d, (MAPS, torch.empty(8, 4, 2, 2), None, 2), {}),
+    "settings in a list": (F.conv2d, (MAPS, torch.empty(16, 8, 3, 3), None, [2, 2]), {}),
+    "linear": (F.linear, (MAPS, torch.empty(5, 7)), {}),
+    "mean": (torch.mean, (MAPS, (2, 3)), {"keepdim": True}),
+    "mean of everything": (Tensor.mean, (MAPS,), {}),
+    "mean in another dtype": (Tensor.mean, (MAPS, 1), {"dtype": torch.float64}),
+    "gate": (torch.mul, (MAPS, torch.empty(2, 8, 1, 1)), {}),
+    "gate in front": (torch.mul, (torch.empty(2, 8, 1, 1), MAPS), {}),
+    "expanded gate": (torch.mul, (torch.empty(2, 8, 1, 1).expand(2, 8, 9, 7), MAPS), {}),
+    "pool": (F.max_pool2d, (MAPS, 3), {"stride": 2, "padding": 1}),
+    "pool with places": (F.max_pool2d, (MAPS, 3), {"return_indices": True}),
+    "adaptive pool": (F.adaptive_avg_pool2d, (MAPS, 1), {}),
+    "whole numbers": (torch.add, (torch.empty(3, dtype=torch.int64), 1), {}),
+    "whole numbers and another": (torch.add, (torch.empty(3, dtype=torch.int64), 1.0), {}),
+    "whole numbers and a truth": (torch.add, (torch.empty(3, dtype=torch.bool), True), {}),
+    "layer norm": (F.layer_norm, (MAPS, (9, 7), None, None, 1e-5), {}),
+}
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+@pytest.mark.parametrize("case", WORKED_OUT)
+def test_what_is_worked_out_once_for_equal_calls_is_what_torch_says(case, dtype, memory_format):
+    function, args, kwargs = WORKED_OUT[case]
+
+    def changed(value):
+        if not isinstance(value, Tensor):
+            return value
+        value = value.to("meta", dtype if value.is_floating_point() else None)
+        return value.to(memory_format=memory_format) if value.dim() == 4 else value
+
+    first, *rest = map(changed, args)
+    for one in (first, first[:1], first[..., ::2], first.double()):
+        want = form_of(lambda one=one: function(one, *rest, **kwargs))
+        for _ in range(2):
+            assert form_of(lambda one=one: worked_out(function, (one, *rest), kwargs)) == want
+
+
+def test_what_is_worked_out_is_a_tensor_of_its_own_each_time():
+    gate = torch.empty(2, 8, 1, 1, device="meta")
+    made = [worked_out(torch.mul, (MAPS, gate), {}) for _ in range(2)]
+    assert made[0] is not made[1] and made[0].untyped_storage()._cdata != made[1].untyped_storage()._cdata
+
+
+GIVEN = {
+    "plain": torch.zeros(2, 8, 9, 7),
+    "channels last": torch.zeros(2, 8, 9, 7).to(memory_format=torch.channels_last),
+    "expanded": torch.zeros(2, 8, 1, 1).expand(2, 8, 9, 7),
+    "part": torch.zeros(2, 8, 9, 7)[:, ::2, 1:],
+    "number": torch.tensor(3),
+    "half": torch.zeros(4, dtype=torch.float16),
+    "parameter": nn.Parameter(torch.zeros(4, 3)),
+    "sparse": torch.eye(3).to_sparse(),
+    "empty": torch.zeros(0, 3),
+}
+
+
+@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
+def test_a_tensor_like_another_is_what_torch_makes_of_it(given):
+    want = form_of(lambda: torch.empty_like(given, device="meta", requires_grad=False))
+    assert form_of(lambda: like(given)) == want
+
+
+def form_of(work):
+    """The form of a tensor, or of several, or the error's class."""
+    try:
+        made = work()
+    except (RuntimeError, TypeError) as error:
+        return type(error)
+    if isinstance(made, tuple):
+        return [form_of(lambda one=one: one) for one in made]
+    return made.shape, made.stride(), made.dtype, made.device, made.requires_grad

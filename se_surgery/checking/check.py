@@ -7,7 +7,8 @@ The comparison is by values, and takes nothing for granted of the graph that the
 own forward and its new one run on the same small random maps, one after the other, over children that only answer (see
 `stage`), with each SE giving back what it is given. Both have to call the same children with the same values, return
 the same values, and leave the same behind in what they were given. Blocks are taken for one another only where all that
-they hold is the same, attribute for attribute (see `alike`): that they look equal to the tracer is not enough.
+they hold is the same, attribute for attribute (see `alike`): that they look equal to the tracer is not enough. Only
+their widths may differ, where the block's own forward went by no size.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import logging
 import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -31,6 +32,7 @@ from ..reading.modes import modes_off
 from ..records import CODE, Edge, implants, original_class, original_state
 from .alike import are_alike
 from .cast import Cast
+from .sizes import names_a_width
 from .stage import ARGUMENT, OPERATION, OUTPUT, Line, Stage, Unlike
 from .values import leaves, same
 
@@ -61,7 +63,7 @@ def compare_rewritten(anatomy: Anatomy, hosts: Iterable[str]) -> Compared:
         RewriteError: A block computes something else.
     """
     ran, left = 0, []
-    done: dict[type[nn.Module], list[str]] = {}
+    done: dict[type[nn.Module], list[_Done]] = {}
     for path in dict.fromkeys(hosts):
         block = anatomy.look.modules[path]
         code = type(block).__dict__.get(CODE)
@@ -69,17 +71,31 @@ def compare_rewritten(anatomy: Anatomy, hosts: Iterable[str]) -> Compared:
             continue
         others = done.setdefault(type(block), [])
         # Code that calls the block's own forward and gates what that returns freezes nothing of a block.
-        is_done = bool(code.outer and others) or any(are_alike(anatomy.look, path, other) for other in others)
-        reasons = [] if is_done else [one.run() for one in _comparisons(anatomy, path, block, not others)]
-        told = [reason for reason in reasons if reason is not None]
-        if told:
-            left.append((path, told[0]))
-            _log.info("%r could not be compared with what it was: %s", path, told[0])
-            continue
+        alike = (are_alike(anatomy.look, path, other.path, other.by_size) for other in others)
+        if not (bool(code.outer and others) or any(alike)):
+            ends = [one.run() for one in _comparisons(anatomy, path, block, not others)]
+            told = [end.reason for end in ends if end.reason is not None]
+            if told:
+                left.append((path, told[0]))
+                _log.info("%r could not be compared with what it was: %s", path, told[0])
+                continue
+            others.append(_Done(path, any(end.by_size for end in ends)))
         ran += 1
-        if not is_done:
-            others.append(path)
     return Compared(ran, tuple(left))
+
+
+class _Done(NamedTuple):
+    """A block that was compared: its path, and whether its own forward went by a size."""
+
+    path: str
+    by_size: bool
+
+
+class _End(NamedTuple):
+    """What came of one comparison: why there was none, or None; and whether the block's own forward went by a size."""
+
+    reason: str | None
+    by_size: bool = False
 
 
 def _comparisons(anatomy: Anatomy, path: str, block: nn.Module, is_first: bool) -> Iterator[_Comparison]:
@@ -123,8 +139,8 @@ class _Comparison:
     training: bool
     is_first: bool
 
-    def run(self) -> str | None:
-        """Compare; returns why that was not possible, or None where it was.
+    def run(self) -> _End:
+        """Compare.
 
         Raises:
             RewriteError: The block computes something else.
@@ -142,9 +158,10 @@ class _Comparison:
                     raise
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 continue
+            by_size = stage.has_asked or names_a_width(original_class(self.block), self.method)
             self._follow(stage, cast, state, before)
-            return None
-        return reason
+            return _End(None, by_size)
+        return _End(reason)
 
     def _own(self, small: bool, state: dict[str, Any]) -> tuple[Stage, Cast, _Played]:
         """What the block's own forward does, on a stage of its own."""

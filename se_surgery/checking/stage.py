@@ -19,6 +19,7 @@ from ..reading.events import Call
 from ..reading.look import Look
 from .draws import DRAWING
 from .numbers import Numbers, Scale, numbered, positive
+from .sizes import tells_a_size
 from .values import leaves, mapped, same_leaf
 
 _NO_TORCH_FUNCTION = torch._C.DisableTorchFunction
@@ -71,6 +72,8 @@ class Stage(TorchFunctionMode):
         self.call = call
         self.scale = Scale(look, call, small)
         self.named: dict[int, tuple[str, str]] = {}
+        # Whether anybody has been told the size of a tensor.
+        self.has_asked = False
 
     def begin(self, script: list[Line] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Begin a run, the first one or one that follows a script, and return the block's arguments."""
@@ -222,6 +225,8 @@ class Stage(TorchFunctionMode):
         kwargs = kwargs or {}
         draw = DRAWING.get(function)
         result = function(*args, **kwargs) if draw is None else draw(self.generator, function, args, kwargs)
+        if tells_a_size(function, result):
+            self.has_asked = True
         if self.script is not None:
             if self.marks and function not in _ASKING:
                 self._take(leaves((args, kwargs)), OPERATION)

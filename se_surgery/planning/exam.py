@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import PatientError
@@ -179,20 +179,25 @@ def refuse_unfit(model: Any) -> None:
         PatientError: The model is no module, is wrapped, compiled or scripted, or lies partly on the meta device.
     """
     check_module(model)
-    for path, module in model.named_modules():
-        names = {cls.__name__ for cls in type(module).__mro__} & _WRAPPERS.keys()
+    modules = dict(model.named_modules())
+    wrapped: dict[type, set[str]] = {}
+    for path, module in modules.items():
+        kind = type(module)
+        if kind not in wrapped:
+            wrapped[kind] = {cls.__name__ for cls in kind.__mro__} & _WRAPPERS.keys()
+        names = wrapped[kind]
         if names or module.__dict__.get("_compiled_call_impl") is not None:
-            wrapper = _WRAPPERS[names.pop()] if names else "torch.compile"
+            wrapper = _WRAPPERS[min(names)] if names else "torch.compile"
             raise PatientError(
                 f"{repr(path) if path else 'The model'} is wrapped or compiled by {wrapper}, which has fixed what it "
                 f"runs and synchronises already. Operate on the bare model first, then wrap it."
             )
-    tensors = (*model.named_parameters(), *model.named_buffers())
+    tensors = _tensors_of(modules)
     lazy = next((name for name, tensor in tensors if is_lazy(tensor)), None)
     if lazy is not None:
         raise PatientError(f"{lazy!r} of the model is lazy and has no shape yet. Run it on one batch, then operate.")
     refuse_encoded_layers(model)
-    empty = next((name for name, module in model.named_modules() if _takes_nothing(module)), None)
+    empty = next((name for name, module in modules.items() if _takes_nothing(module)), None)
     if empty is not None:
         raise PatientError(
             f"{empty!r} is a convolution of no channels. Give the model channels: in_chans=3, for instance."
@@ -204,6 +209,16 @@ def refuse_unfit(model: Any) -> None:
             f"Some tensors are on the meta device and some are not ({lost!r} is). "
             f"Load all weights first, or keep the whole model on meta."
         )
+
+
+def _tensors_of(modules: dict[str, nn.Module]) -> list[tuple[str, Tensor]]:
+    """The parameters of modules, and then their buffers, each with its name."""
+    found = []
+    for group in ("_parameters", "_buffers"):
+        for path, module in modules.items():
+            held = module.__dict__[group].items()
+            found += [(f"{path}.{name}".lstrip("."), tensor) for name, tensor in held if tensor is not None]
+    return found
 
 
 def _takes_nothing(module: nn.Module) -> bool:

@@ -38,6 +38,7 @@ from .bindings import (
     copy_slots,
     is_open,
 )
+from .shapes import like
 
 # What hooks of a module's own are in; they are blanked unless they are asked for.
 _HOOKS = frozenset(
@@ -184,24 +185,22 @@ def _module(copier: Copier, module: nn.Module) -> nn.Module:
 
 def _group(copier: Copier, group: dict[str, Any]) -> dict[str, Any]:
     """What is registered with a module; no other module has the same dict."""
-    if not group:
-        return type(group)()
-    return type(group)((name, None if item is None else copier(item)) for name, item in group.copy().items())
+    copy = type(group)()
+    for name, item in group.copy().items():
+        copy[name] = None if item is None else copier(item)
+    return copy
 
 
 def _tensor(copier: Copier, tensor: Tensor) -> Tensor:
-    if isinstance(tensor, nn.Parameter):  # one of another class
+    if type(tensor) is not Tensor and isinstance(tensor, nn.Parameter):  # one of another class
         return _parameter(copier, tensor)
     if copier.device == "meta":
-        return copier.keep(tensor, torch.empty_like(tensor, device="meta", requires_grad=False))  # type: ignore[no-any-return]
+        return copier.keep(tensor, like(tensor))  # type: ignore[no-any-return]
     return copier.keep(tensor, tensor.detach().clone())  # type: ignore[no-any-return]
 
 
 def _parameter(copier: Copier, parameter: Tensor) -> Tensor:
-    if copier.device == "meta":
-        values = torch.empty_like(parameter, device="meta", requires_grad=False)
-    else:
-        values = parameter.detach()
+    values = like(parameter) if copier.device == "meta" else parameter.detach()
     return copier.keep(parameter, nn.Parameter(values, parameter.requires_grad))  # type: ignore[no-any-return]
 
 

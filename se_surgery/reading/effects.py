@@ -21,7 +21,7 @@ from .generators import no_numbers
 
 _SWITCHES = "its forward switches gradients or autocast on or off for a part of it, which a graph of it would not do"
 _DRAWS = "its forward draws random numbers of its own, which a graph of it would draw only once"
-# torch.fx patches nn.Module for the whole process while it traces; two traces would undo each other's patches.
+# A trace sees to how nn.Module calls modules in the whole process; two of them would undo each other's patches.
 _ONE_AT_A_TIME = threading.RLock()
 _DEVICES = ("cpu", "cuda")
 # The state of autocast that the forward being traced in this thread began in.

@@ -21,6 +21,8 @@ from .outer import is_foreign
 StandIn = Callable[[Any], Any]
 # How many values besides its arguments a call takes off the stack, before Python 3.11.
 _CALLS = {"CALL_FUNCTION": 1, "CALL_FUNCTION_KW": 2}
+# Modules of others in which there are functions that have stand-ins.
+_LENDING = frozenset({"torch", "math"})
 
 
 def opcode(frame: types.FrameType) -> tuple[str, int]:
@@ -123,7 +125,7 @@ class Lender:
         return copy
 
     def _module(self, module: types.ModuleType, is_called: bool) -> Any:
-        if module.__name__ != "torch" and is_foreign(module.__name__):
+        if module.__name__ not in _LENDING and is_foreign(module.__name__):
             return module
         return _Module(module, self, is_called)
 

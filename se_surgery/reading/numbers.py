@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
 from ..errors import TraceError
@@ -27,12 +27,15 @@ _LATE, _SHAPES = frozenset({"dtype", "device"}), frozenset({"shape", "size", "di
 class Numbers(TorchFunctionMode):
     """Sees what is read of the tensors of one block that come to its forward as they are, by `parameters()` for one."""
 
-    def __init__(self, view: nn.Module, tracer: fx.Tracer, watch: Watch) -> None:
+    def __init__(self, tracer: fx.Tracer, watch: Watch) -> None:
         super().__init__()
         self.tracer = tracer
         self.watch = watch
-        tensors = (*view.named_parameters(), *view.named_buffers())
-        self.paths = {id(tensor): path for path, tensor in tensors}
+        self.paths: dict[int, str] = {}
+        for path, module in watch.modules.items():
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    self.paths.setdefault(id(tensor), f"{path}.{name}".lstrip("."))
         self.has_numbers = False
         self.has_own = False
 

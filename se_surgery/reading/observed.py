@@ -17,11 +17,14 @@ from ..errors import TraceError
 from .answers import ASKING
 from .blame import handed, is_ours
 from .draws import Undrawn
-from .events import Call
+from .events import Call, is_like_first
 from .modes import modes_off
+from .shapes import like
 
 # Where a module keeps what is registered with it.
 _GROUPS = ("_parameters", "_buffers", "_modules")
+# torch works these out in Python, and slowly.
+_SUMS = frozenset({operator.add, operator.iadd, torch.add})
 
 
 class Observed:
@@ -65,14 +68,17 @@ class Observed:
                     self.values[node.name] = None
 
     def _value(self, node: fx.Node) -> Any:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n.name])
         if node.op == "call_module":
             return self._call(node)
         if node.target in ASKING:
             return None
         if node.op == "get_attr":
             value = _held(self.view, str(node.target))
-            return torch.empty_like(value, device="meta", requires_grad=False) if isinstance(value, Tensor) else value
+            return like(value) if isinstance(value, Tensor) else value
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n.name])
+        if node.target in _SUMS and not kwargs and is_like_first(torch.add, args):
+            first: Any = args[0]
+            return first if node.target is operator.iadd else like(first)
         if node.op == "call_function":
             # On the meta device nothing is drawn; what makes tensors of numbers alone may do so.
             may_draw = not any(isinstance(arg, Tensor) and arg.is_meta for arg in args)
@@ -103,7 +109,7 @@ def _is_a_float(node: fx.Node, args: tuple[Any, ...]) -> bool:
 def _on_meta(value: Any) -> Any:
     """A value on the meta device, also where a forward makes tensors of its own on another one."""
     if isinstance(value, Tensor) and not value.is_meta:
-        return torch.empty_like(value, device="meta", requires_grad=False)
+        return like(value)
     return value
 
 

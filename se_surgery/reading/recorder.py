@@ -23,8 +23,14 @@ from .blame import handed
 from .copies import Copier
 from .dataflow import Dataflow
 from .draws import Undrawn
-from .events import KINDS, MAXIMA, Call, Event, is_gate, is_in_place, is_like_first, is_map
+from .events import KINDS, MAXIMA, Call, Event, functions, is_gate, is_in_place, is_like_first, is_map
 from .hooks import after_forward, before_forward, bound_forward
+from .shapes import like, worked_out
+
+# What tells something of a tensor that is none.
+_ASKING = functions("dim", "size", "numel", "stride", "is_contiguous", "is_floating_point")
+# What makes a new map of maps.
+_NEW = frozenset({"conv", "norm", "linear", "pool", "squeeze", "gate", "add"})
 
 
 @dataclass(frozen=True)
@@ -70,13 +76,13 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kind = KINDS.get(function)
         kwargs = kwargs or {}
-        if type(function) is MethodWrapperType:  # what reads `shape`, `dtype` and the like
+        if type(function) is MethodWrapperType or function in _ASKING:  # the former reads `shape`, `dtype` and the like
             return handed(function, *args, **kwargs)
         if kind is not None and not self.real and is_like_first(function, args):
             # A value is known by the identity of its tensor.
-            result = args[0] if is_in_place(function, args, kwargs) else torch.empty_like(args[0])
+            result = args[0] if is_in_place(function, args, kwargs) else like(args[0])
         else:
-            result = self._run(function, args, kwargs, may_draw=kind is None or self.real)
+            result = self._run(function, kind, args, kwargs)
         value = result[0] if isinstance(result, tuple) and result else result
         if self.stack:
             event = None
@@ -87,10 +93,13 @@ class Recorder(TorchFunctionMode):
             self._follow(function, kind, args, kwargs, result, event)
         return result
 
-    def _run(self, function: Any, args: Any, kwargs: Any, may_draw: bool) -> Any:
+    def _run(self, function: Any, kind: str | None, args: Any, kwargs: Any) -> Any:
         """Run a function of torch's; one that fails is remembered."""
         try:
-            return self._undrawn.run(function, args, kwargs) if may_draw else handed(function, *args, **kwargs)
+            if kind is None or self.real:  # it may draw
+                return self._undrawn.run(function, args, kwargs)
+            is_new = kind in _NEW and not is_in_place(function, args, kwargs)
+            return worked_out(function, args, kwargs) if is_new else handed(function, *args, **kwargs)
         except Exception as error:
             self.failure = Failure(error, function, args, kwargs)
             raise
@@ -171,11 +180,11 @@ class Recorder(TorchFunctionMode):
 def to_meta(value: Any) -> Any:
     """`value` with its tensors on the meta device, so that a record holds no memory."""
     if isinstance(value, Tensor):
-        return value if value.is_meta else torch.empty_like(value, device="meta")
+        return value if value.is_meta else like(value)
     if value is None or isinstance(value, (int, float, str)):
         return value
     if type(value) in (tuple, list):
-        return type(value)(to_meta(item) for item in value)
+        return type(value)([to_meta(item) for item in value])
     if type(value) is dict:
         return {key: to_meta(item) for key, item in value.items()}
     return pytree.tree_map_only(Tensor, to_meta, value)

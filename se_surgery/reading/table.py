@@ -72,8 +72,9 @@ class Table:
 
     def ways(self) -> Iterator[Way]:
         """The ways to try, first those that cost least."""
-        has_values = not any(parameter.is_meta for parameter in self.model.parameters())
-        for real in (False, True) if has_values else (False,):
+        for real in (False, True):
+            if real and any(parameter.is_meta for parameter in self.model.parameters()):
+                return
             yield Way(real)
             if own_hooks(self.modules) and not loose_hooks(self.modules):
                 yield Way(real, hooks=True)

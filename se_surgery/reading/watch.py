@@ -7,6 +7,7 @@ answered as ever: it is their classes that note what is read, in this thread and
 from __future__ import annotations
 
 import contextlib
+import inspect
 import sys
 import threading
 import types
@@ -19,7 +20,7 @@ from ..records import children_of
 from .reads import BASE, SELF, Reads, Step, is_plain
 
 # What every module has, and is no choice of the block's own; `_modules` is asked for by who iterates over children.
-_UNREAD = frozenset(nn.Module().__dict__) - {"training"}
+_UNREAD = (frozenset(nn.Module().__dict__) - {"training"}) | {"_call_impl", "_compiled_call_impl"}
 # Where a module keeps what is registered with it; None is there for a child or parameter that it does without.
 _GROUPS = ("_modules", "_parameters", "_buffers")
 # Whose reads are not the forward's.
@@ -32,6 +33,7 @@ class Watch:
 
     Attributes:
         reads: What was read.
+        modules: The block's modules by path, its own among them.
         modal: Whether the block's own `training` was read, or that of a child.
         opened: The ways to modules of which the whole `__dict__` was asked for.
         fault: An error in noting that Python has taken for a missing attribute of a module.
@@ -48,7 +50,8 @@ class Watch:
         # What a method of a module is run as.
         self.lent: Callable[[Any], Any] = lambda method: method
         self._thread = threading.get_ident()
-        self._ways = {id(module): way(path) for path, module in view.named_modules()}
+        self.modules = dict(view.named_modules())
+        self._ways = {id(module): way(path) for path, module in self.modules.items()}
         self._hidden: list[nn.Module] = []
         self._patched: dict[type, Any] = {}
 
@@ -56,7 +59,7 @@ class Watch:
     def patching(self) -> Iterator[None]:
         """Have the classes of the block's modules say what is read of them."""
         try:
-            for cls in {type(module) for module in self.view.modules()}:
+            for cls in {type(module) for module in self.modules.values()}:
                 self._patch(cls)
             yield
             self._unpatch()
@@ -170,7 +173,8 @@ class Watch:
         steps = (*here, (".", name))
         place = next(((i, base) for i, base in enumerate(cls.__mro__) if name in base.__dict__), None)
         if place is None:
-            if cls.__getattr__ is nn.Module.__getattr__:
+            # What stands there while a trace is made wraps it.
+            if inspect.unwrap(cls.__getattr__) is inspect.unwrap(nn.Module.__getattr__):
                 self.reads.add(SELF, steps, "absent", False)
             return
         i, base = place

@@ -16,7 +16,8 @@ from torch import fx
 from torch.fx.graph import CodeGen, _format_target
 
 from ..errors import TraceError
-from ..reading.trace import Argument, Trace
+from ..reading.trace import Trace
+from ..reading.tracer import Argument
 from ..se.tail import tail
 from .generated import Code, Origin, recomputed, refuse_argument, refuse_patch, resolve
 from .guards import ByWay, guards, watched

@@ -113,8 +113,10 @@ def _code(anatomy: Anatomy, block: nn.Module, path: str, calls: list[tuple[str, 
     kept: dict[str, Any] = {}
     for method in methods:
         forms = []
+        traced = anatomy.traced(view, observed, method, training=False)
         for mode in ("evaluation", "training"):
-            traced = anatomy.traced(view, observed, method, mode == "training")
+            if mode == "training" and traced.modal:
+                traced = anatomy.traced(view, observed, method, training=True)
             here = [(name, edge) for name, edge in calls if edge.method == method and edge.mode in ("both", mode)]
             forms.append((traced, tuple(_insertion(view, block, traced, name, edge) for name, edge in here)))
         key = (*((id(traced), insertions) for traced, insertions in forms), names)

@@ -191,13 +191,15 @@ def _built(journal: Journal, site: Site, modules: dict[str, nn.Module], plan: Pl
     module.placement = site.placement
     if not lean:
         vars(module)["lean"] = False
-    module.train(modules[site.host].training)
+    if not modules[site.host].training:
+        module.eval()
     return module
 
 
 def _floating_parameter(module: nn.Module) -> torch.Tensor | None:
-    tensors = [p for p in module.parameters() if p.is_floating_point()]
-    return next((p for p in tensors if p.dim() > 1), tensors[0] if tensors else None)
+    """The first one of more than one axis, and where there is none the first one."""
+    found = next((p for p in module.parameters() if p.is_floating_point() and p.dim() > 1), None)
+    return next((p for p in module.parameters() if p.is_floating_point()), None) if found is None else found
 
 
 def _child_before(anatomy: Anatomy, site: Site) -> str | None:
