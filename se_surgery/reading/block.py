@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from ..records import Edge
 from .answers import asks_for_shape
-from .events import Call, Event, is_gate, is_map, kind_of
+from .events import Call, Event, is_gate, kind_of
 from .look import Look
 from .observed import Observed
 from .trace import Trace
@@ -68,7 +68,7 @@ class Block:
     def is_map(self, node: Any) -> bool:
         """Whether a node's value is a batch of feature maps."""
         value = self.values.get(node.name) if isinstance(node, fx.Node) else None
-        return isinstance(value, Tensor) and is_map(value.shape)
+        return isinstance(value, Tensor) and self.look.maps.is_map(value.shape)
 
     def kind(self, node: fx.Node) -> str | None:
         """Kind of the operation a node itself is, not counting what a child module does inside."""
@@ -97,7 +97,7 @@ class Block:
             if kind not in (None, "squeeze") and self.is_map(node) and self._is_noted(node, kind):
                 shape = tuple(self.value(node).shape)
                 left = waiting.get((kind, shape))
-                matched[node.name] = left.pop(0) if left else Event(-1, kind, self.path, shape)
+                matched[node.name] = left.pop(0) if left else Event(-1, kind, self.path, shape, spatial=True)
         return matched
 
     def _is_noted(self, node: fx.Node, kind: str | None) -> bool:
@@ -106,7 +106,13 @@ class Block:
         if kind == "add":
             other = args[1] if len(args) > 1 else node.kwargs.get("other")
             return isinstance(other, (Tensor, fx.Node))
-        return kind != "gate" or is_gate(args, self.value(node))
+        return kind != "gate" or self.is_gate(args, self.value(node))
+
+    def is_gate(self, args: tuple[Any, ...], product: Tensor) -> bool:
+        """Whether a product scales the channels of a map by one number each."""
+        maps = self.look.maps
+        axis = maps.axis(product.shape) if maps.are_signals else None
+        return maps.is_map(product.shape) and is_gate(args, product, axis)
 
     def script(self, nodes: list[fx.Node]) -> str:
         """The convolutions (c) and activations (a) of some nodes, in order of execution, as a string."""

@@ -8,13 +8,11 @@ Sets of values are integers, one bit a value in order of execution.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..reading.dataflow import Value
-from ..reading.layout import channel_axis, positions
 from ..reading.look import Look
 
 # What hands on the numbers of a map: also what a walk back to the value that made them goes over.
@@ -175,7 +173,7 @@ class Graph:
     def area(self, value: Value | int) -> int:
         """Number of positions of a value's map."""
         shape = (self.values[value] if isinstance(value, int) else value).shape
-        return math.prod(positions(shape, channel_axis(shape, self.look.size or (1, 1))))
+        return self.look.maps.area(shape)
 
     def source(self, index: int) -> int:
         """From a value back over what hands its numbers on, scaled or sliced, to what made them."""
@@ -294,8 +292,8 @@ class Graph:
             return False
         other = [axis for axis, sizes in enumerate(zip(value.shape, part.shape, strict=True)) if len(set(sizes)) > 1]
         if other == [1]:
-            return channel_axis(value.shape, self.look.size or (1, 1)) != -1
-        return other == [len(value.shape) - 1] and channel_axis(value.shape, self.look.size or (1, 1)) != 1
+            return self.look.maps.axis(value.shape) != -1
+        return other == [len(value.shape) - 1] and self.look.maps.axis(value.shape) != 1
 
 
 def members(mask: int) -> Iterator[int]:

@@ -29,14 +29,12 @@ from .hosts import ELSEWHERE, Hosts, aggregation, whole
 from .joins import Side, counterpart, end_of, sides_of, sources_of, union_of
 from .nesting import HOLDER, settle
 from .outside import (
-    ON_SEQUENCES,
     ON_TOKENS,
     backbone_of,
     in_heads,
     in_scores,
     outside,
     puts_out_maps,
-    works_on_sequences,
     works_on_tokens,
 )
 from .rules import LINEAR, LONG, TWICE, WITHIN, Found, Verdicts, judged
@@ -81,10 +79,9 @@ def recognise(anatomy: Anatomy, heads: bool = False) -> Units:
     _separable(anatomy, graph, verdicts, units)
     left = [] if heads else list(in_heads(graph, verdicts, units.found))
     _take_out(units, left)
-    other = ON_TOKENS if works_on_tokens(seen) else ON_SEQUENCES if works_on_sequences(seen) else ""
-    if not units.found and other:
+    if not units.found and works_on_tokens(seen):
         units.closed = []
-        units.rejected.append(Reject("", other))
+        units.rejected.append(Reject("", ON_TOKENS))
     # A network whose blocks cannot be looked into is not a plain one, nor is one that is not understood.
     elif not units.found and not units.closed and all(unfit.is_understood for _, unfit in verdicts.unfit):
         _plain(anatomy, units)
