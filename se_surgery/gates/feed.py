@@ -111,12 +111,12 @@ def _parted(given: Any, number: int) -> tuple[Tensor, Tensor | None]:
         labels = next((given[name] for name in _LABELS if name in given), None)
     elif isinstance(given, Sequence) and not isinstance(given, str) and given:
         images, labels = given[0], given[1] if len(given) > 1 else None
-    if not isinstance(images, Tensor) or images.dim() < 3:
+    if not isinstance(images, Tensor) or images.dim() < 2:
         what = given if images is None else images
         shown = f"a tensor of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(what).__name__
         raise DataError(
-            f"Batch {number} is {shown}, in which no images are. Give images of shape (B, C, H, W), or pairs of images "
-            f"and labels."
+            f"Batch {number} is {shown}, in which no images are. Give images of shape (B, C, H, W) or signals of shape "
+            f"(B, C, L), or pairs of these and labels."
         )
     if isinstance(labels, int) or (isinstance(labels, Tensor) and labels.dim() == 0):
         raise DataError(

@@ -30,8 +30,8 @@ _TURNS = functions(
     *"mean sum amax amin max min std var median logsumexp".split(),
 )
 _ITEMS = functions("__getitem__")
-# Sides of a tensor to see it on: none is another one's, and indices of real ones fit.
-_SIDES = (65537, 65539, 65543, 65551, 65557, 65563)
+# Sides of a tensor to see it on: none is another one's.
+_SIDES = (1009, 1013, 1019, 1021, 1031, 1033)
 
 
 class Axes:
@@ -57,7 +57,7 @@ class Axes:
         for made in _tensors(result) if sources else ():
             if KINDS.get(function) == "conv":
                 labels = self._convolved(sources[0], made)
-            elif is_turn and not (function in _ITEMS and made.dim() == sources[0].dim()):
+            elif is_turn and sources[0].dim() <= len(_SIDES) and not _is_cut(function, sources[0], made):
                 labels = self._turned(function, args, kwargs, sources[0], made)
             else:
                 labels = self._made(sources, made)
@@ -129,7 +129,7 @@ class Axes:
         labels = self._labels[id(source)]
         found = ""
         for size, stride in zip(seen.shape, seen.stride(), strict=True):
-            same = [axis for axis in range(like.dim()) if size in (like.shape[axis],) or stride == like.stride(axis)]
+            same = [axis for axis in range(like.dim()) if size == like.shape[axis] or stride == like.stride(axis)]
             found += ONE if size == 1 else labels[same[0]] if same else OTHER
         return found
 
@@ -160,6 +160,11 @@ class Axes:
             if same:
                 left.remove(same[0])
         return found
+
+
+def _is_cut(function: Any, source: Tensor, result: Tensor) -> bool:
+    """Whether an item is a tensor's own with other sizes at most."""
+    return function in _ITEMS and source.dim() == result.dim()
 
 
 def _without_ones(labels: str, tensor: Tensor) -> str:

@@ -25,6 +25,7 @@ _OPERATORS = {operator.add: "add", operator.iadd: "add", operator.mul: "gate", o
 _PASSING = frozenset(
     {"contiguous", "clone", "dropout", "dropout_", "feature_dropout", "drop_path", "split", "chunk", "narrow"}
 )
+_TURNING = frozenset({"permute", "transpose"})
 _DIVISIONS = frozenset({"div", "div_", "truediv", "itruediv", "true_divide"})
 
 
@@ -148,9 +149,15 @@ class Block:
         return name in _PASSING
 
     def _is_sliced(self, node: fx.Node) -> bool:
-        """Whether an item is a part of one map, and not one of several values that a child returned."""
+        """Whether an item is a part of one map, its channels or some of them, and not one of several values of a child.
+
+        What is cropped is another map: its mean is.
+        """
         source = node.all_input_nodes[0]
-        return self.is_map(source) or source.op != "call_module"
+        if not self.is_map(source):
+            return source.op != "call_module"
+        maps, value = self.look.maps, self.value(node)
+        return not self.is_map(node) or maps.sides(value.shape) == maps.sides(self.value(source).shape)
 
     def _gates_channels(self, node: fx.Node) -> bool:
         """Whether a product's other factor is a number a channel computed from the images, as an SE's gate is.
@@ -187,7 +194,7 @@ class Block:
             found = self.kinds(user)
             if found and found <= kinds and self.is_map(user):
                 last = user
-            elif user.op == "output" or not (user.target == "permute" or (self.passes(user) and not _is_slice(user))):
+            elif user.op == "output" or not (user.target in _TURNING or (self.passes(user) and not _is_slice(user))):
                 break
             node = user
         return last

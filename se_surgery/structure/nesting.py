@@ -120,7 +120,7 @@ def _resolve(graph: Graph, verdicts: Verdicts) -> None:
         whole = [found for found in _whole(waiting, outer) if found not in gone]
         # Of one class all hold what one of them does: the same module has more blocks in it elsewhere.
         is_holder = outer.kind != "residual" and _class_of(outer.join) in holders
-        if len(whole) > 1 or (whole and (is_holder or not _goes_on(graph, outer, whole[0]))):
+        if len(whole) > 1 or _is_of_modules(graph, waiting, outer) or (whole and (is_holder or not _goes_on(graph, outer, whole[0]))):
             gone.add(outer)
             _give_up(verdicts, [outer], HOLDER)
         elif inner:
@@ -132,6 +132,16 @@ def _whole(units: list[Found], outer: Found) -> list[Found]:
     """The whole residual units inside another one, in other forwards than its own."""
     inner = (found for found in units if found.kind == "residual" and _is_inside(found, outer))
     return [found for found in inner if _is_elsewhere(found, outer)]
+
+
+def _is_of_modules(graph: Graph, units: list[Found], outer: Found) -> bool:
+    """Whether a residual goes around several Inception modules, and has no convolution beside theirs (InceptionTime)."""
+    inner = [found for found in units if found.kind == "inception" and _is_inside(found, outer)]
+    frames = [found.join.value.frame for found in inner if _is_elsewhere(found, outer)]
+    if outer.kind != "residual" or len(frames) < 2:
+        return False
+    made = (graph.values[index] for index in members(outer.region & graph.convolutions))
+    return all(any(frame is not None and value.is_in(frame) for frame in frames) for value in made)
 
 
 def _is_inside(inner: Found, outer: Found) -> bool:

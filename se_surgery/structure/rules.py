@@ -7,17 +7,20 @@ with an opinion decides. They ask what is computed from what, over the borders o
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ..reading.events import Call
+from torch import Tensor
+
+from ..reading.events import Call, Event
 from .graph import Graph, Join, Operand, members, union_of
 
 WITHIN = "a join inside a unit's branch belongs to that unit"
 TWICE = "joins a second time what is added to the shortcut"
 ATTENTION = "the pointwise layers behind an attention: a transformer's block"
 LINEAR = "no activation on the branch: a sum that can be re-parameterised, or an attention's"
+UNUSED = "nothing that the network puts out is made of it"
 LONG = "a skip connection over lower resolutions, not a unit"
 # Of two transformed operands the longer one is the branch if it has this many times the convolutions.
 _LONGER = 2
@@ -87,6 +90,16 @@ class Unfit:
 
 
 Answer = Unfit | list[Found] | None
+
+
+def _unused(join: Join) -> Answer:
+    """The last residual of a WaveNet, of which the skips alone go on: no SE on it would ever learn."""
+    graph, output = join.graph, join.graph.look.calls[""][0].output
+    # Of what comes out in an object nobody can tell.
+    is_known = isinstance(output, (Tensor, tuple, list, dict))
+    is_returned = any(not call.path for call in join.value.calls)
+    is_dead = is_known and join.value.calls and not is_returned and not graph.users[join.value.index]
+    return Unfit(UNUSED) if is_dead else None
 
 
 def _long_skip(join: Join) -> Answer:
@@ -325,8 +338,7 @@ def _is_image(operand: Operand) -> bool:
 
 def _is_cheap(operand: Operand) -> bool:
     """Whether all convolutions on the way have one filter a channel."""
-    events = (operand.graph.values[index].event for index in members(operand.alone & operand.graph.convolutions))
-    return all(event is not None and event.depthwise for event in events)
+    return all(event.depthwise for event in _events(operand))
 
 
 def _is_fed_by(operand: Operand, other: Operand) -> bool:
@@ -350,12 +362,33 @@ def _inception(join: Join) -> Answer:
     return [Found("inception", join)] if join.kind == "cat" and len(branches) >= 2 else None
 
 
+def _inception_of_one(join: Join) -> Answer:
+    """Parallel convolutions of one map, concatenated, and one activation behind them all (InceptionTime)."""
+    graph = join.graph
+    if join.kind != "cat" or not all(operand.convolutions for operand in join.operands):
+        return None
+    made = union_of(operand.alone for operand in join.operands)
+    activates = any(graph.values[index].kind == "act" for index in behind(join))
+    is_whole = activates and not made & graph.slices
+    wide = [operand for operand in join.operands if any(event.wide for event in _events(operand))]
+    return [Found("inception", join)] if is_whole and len(wide) >= 2 else None
+
+
+def _events(operand: Operand) -> Iterator[Event]:
+    """The convolutions on the way to an operand."""
+    for index in members(operand.alone & operand.graph.convolutions):
+        event = operand.graph.values[index].event
+        if event is not None:
+            yield event
+
+
 def _concat(join: Join) -> Answer:
     """Any other concatenation is no unit."""
     return Unfit("a concatenation of maps that were not transformed here")
 
 
 RULES: tuple[Callable[[Join], Answer], ...] = (
+    _unused,
     _long_skip,
     _residual,
     _several,
@@ -366,6 +399,7 @@ RULES: tuple[Callable[[Join], Answer], ...] = (
     _dense,
     _concat_residual,
     _inception,
+    _inception_of_one,
     _concat,
 )
 

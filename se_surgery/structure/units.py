@@ -37,7 +37,7 @@ from .outside import (
     puts_out_maps,
     works_on_tokens,
 )
-from .rules import LINEAR, LONG, TWICE, WITHIN, Found, Verdicts, judged
+from .rules import LINEAR, LONG, TWICE, UNUSED, WITHIN, Found, Verdicts, judged
 from .unit import WITH_SHORTCUT, Reject, Unit
 
 AGAIN = "its module runs again"
@@ -151,7 +151,8 @@ def _same_class(anatomy: Anatomy, units: Units, verdicts: Verdicts) -> None:
     One whose own forward joins maps in a way that is not understood is none.
     """
     seen = anatomy.look
-    doubtful = {join.path for join, unfit in verdicts.unfit if not unfit.is_understood or unfit.reason == LONG}
+    unfit = [(join.path, one) for join, one in verdicts.unfit]
+    doubtful = {path for path, one in unfit if not one.is_understood or one.reason in (LONG, UNUSED)}
     classes = {_class_of(unit) for unit in units.found if unit.kind in WITH_SHORTCUT and unit.path} - {nn.Sequential}
     _open_holders(anatomy, units, classes)
     found = []
