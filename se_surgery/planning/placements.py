@@ -269,7 +269,8 @@ def _after_wide_convolution(anatomy: Anatomy, unit: Unit) -> Edge:
     """After the branch's last convolution with k > 1, its normalisation and activation: on the whole map there."""
     block = _own_block(anatomy, unit)
     nodes = block.within(_whole(block)) if is_module(unit) else unit.nodes
-    wide = [event for event in block.convolutions(nodes) if event.wide]
+    # What makes one channel is an attention over positions.
+    wide = [event for event in block.convolutions(nodes) if event.wide and event.shape[1] > 1]
     if not wide:
         raise NoPlace("the branch has no convolution with k > 1")
     return _edge(anatomy, *after_convolution(anatomy, wide[-1], unit))

@@ -402,9 +402,11 @@ def _parting(seat: Seat) -> Join | None:
 def is_wide(value: Value) -> bool:
     """Whether a convolution looks at more than one position of a map, and makes one.
 
-    One that comes down to a row or a position is a part of an attention's gates (BAT's grid).
+    One that comes down to a row or a position is a part of an attention's gates (BAT's grid), and so is one that makes
+    one channel (CBAM's).
     """
-    return any(size > 1 for size in value.kernel or ()) and min(value.tensor.shape[2:], default=1) > 1
+    shape = value.tensor.shape
+    return any(size > 1 for size in value.kernel or ()) and shape[1] > 1 and min(shape[2:], default=1) > 1
 
 
 def _nearest(value: Value) -> list[Value]:

@@ -29,6 +29,10 @@ from .hooks import after_forward, before_forward, bound_forward
 from .maps import SIGNALS, Maps
 
 
+# Attributes of a tensor that are the same tensor turned.
+_TURNED = frozenset({"T", "mT", "H", "mH"})
+
+
 @dataclass(frozen=True)
 class Failure:
     """A function of torch's that raised an error, and what it was given."""
@@ -82,8 +86,8 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if type(function) is MethodWrapperType:  # what reads `shape`, `dtype` and the like
             result = handed(function, *args, **kwargs)
-            if self.axes is not None:
-                self.axes.follow(function, args, kwargs, result)
+            if getattr(function.__self__, "__name__", "") in _TURNED:
+                self._turn(function, args, kwargs, result)
             return result
         if kind is not None and not self.real and is_like_first(function, args):
             # A value is known by the identity of its tensor.
@@ -101,6 +105,13 @@ class Recorder(TorchFunctionMode):
                 event = self._note(kind, args, kwargs, value)
             self._follow(function, kind, args, kwargs, result, event)
         return result
+
+    def _turn(self, function: Any, args: Any, kwargs: Any, result: Tensor) -> None:
+        """Note an attribute of a tensor that is the same tensor turned."""
+        if self.axes is not None:
+            self.axes.follow(function, args, kwargs, result)
+        if self.stack:
+            self._follow(torch.transpose, None, args, kwargs, result, None)
 
     def _run(self, function: Any, args: Any, kwargs: Any, may_draw: bool) -> Any:
         """Run a function of torch's; one that fails is remembered."""

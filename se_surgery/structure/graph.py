@@ -62,6 +62,11 @@ class Operand:
         """Whether there is a pooling on the way."""
         return any(self.graph.values[index].kind == "pool" for index in members(self.alone))
 
+    @property
+    def is_squeezed(self) -> bool:
+        """Whether a map was reduced to a value per channel on the way."""
+        return any(self.graph.values[index].kind == "squeeze" for index in members(self.alone))
+
     @cached_property
     def entries(self) -> frozenset[int]:
         """The values outside that the way begins with, each at what made it."""
@@ -186,6 +191,28 @@ class Graph:
         while self.values[index].kind == "pass" and len(self.values[index].inputs) == 1:
             index = self.values[index].inputs[0]
         return self.source(index) if self.values[index].kind == "slice" else None
+
+    def cropped(self, index: int) -> int | None:
+        """The sum that a value is a part of, cropped, and that goes nowhere else; None where it is no such part."""
+        value, is_cut = self.values[index], False
+        while value.kind in ("slice", "pass") and len(value.inputs) == 1:
+            is_cut |= value.kind == "slice"
+            value = self.values[value.inputs[0]]
+            if len(self.users[value.index]) != 1:
+                return None
+        is_sum = value.kind == "add" and value.is_map and len(value.inputs) > 1
+        return value.index if is_sum and is_cut else None
+
+    def goes_cropped(self, value: Value) -> bool:
+        """Whether a sum goes, cropped, into another sum and nowhere else."""
+        last = value
+        while len(self.users[last.index]) == 1:
+            last = self.values[self.users[last.index][0]]
+            if last.kind == "add":
+                return any(self.cropped(source) == value.index for source in last.inputs)
+            if last.kind not in ("slice", "pass"):
+                return False
+        return False
 
     def before(self, index: int, through: frozenset[int] = frozenset()) -> list[int]:
         """The convolution that another one follows, with normalisation, activation and gates at most between them.

@@ -21,6 +21,8 @@ TWICE = "joins a second time what is added to the shortcut"
 ATTENTION = "the pointwise layers behind an attention: a transformer's block"
 LINEAR = "no activation on the branch: a sum that can be re-parameterised, or an attention's"
 UNUSED = "nothing that the network puts out is made of it"
+PARTS = "adds a part of a map to what became of another part of it (Res2Net)"
+ACCUMULATED = "a sum that is only added to further ones is a fusion, not a residual"
 LONG = "a skip connection over lower resolutions, not a unit"
 # Of two transformed operands the longer one is the branch if it has this many times the convolutions.
 _LONGER = 2
@@ -116,6 +118,30 @@ def fuses(join: Join) -> bool:
     given = {source for operand in join.operands for source in operand.entries}
     areas = {graph.area(source) for source in given if graph.values[source].is_map}
     return frame is not None and bool(frame.path) and len(areas) > 1
+
+
+def _of_parts(join: Join) -> Answer:
+    """Res2Net adds the next part of a map to what became of the one before, and convolves that; reversible do not."""
+    graph = join.graph
+    if join.kind != "add" or len(join.operands) != 2:
+        return None
+    for part, other in (join.operands, join.operands[::-1]):
+        whole = graph.part_of(part.value.index)
+        if whole is None or part.convolutions or not other.transforms:
+            continue
+        is_of_other = any(graph.source(index) == whole for index in members(other.alone & graph.slices))
+        users = graph.users[join.value.index]
+        if is_of_other and users and all(graph.values[user].kind == "conv" for user in users):
+            return Unfit(PARTS)
+    return None
+
+
+def _accumulated(join: Join) -> Answer:
+    """The skips of a WaveNet, each cropped to the length of the next one and added to that."""
+    if join.kind != "add":
+        return None
+    cropped = [source for source in map(join.graph.cropped, join.value.inputs) if source is not None]
+    return Unfit(ACCUMULATED, is_understood=False) if cropped or join.graph.goes_cropped(join.value) else None
 
 
 def _residual(join: Join) -> Answer:
@@ -313,7 +339,9 @@ def _dense(join: Join) -> Answer:
     """Dense connectivity: what was there before goes on beside new features, and these are what an SE recalibrates."""
     if join.kind != "cat":
         return None
-    passing = [operand for operand in join.operands if operand.is_base and not operand.convolutions]
+    bases = (operand for operand in join.operands if operand.is_base and not operand.convolutions)
+    # What was squeezed and made as large again (ASPP's) is not what was there before.
+    passing = [operand for operand in bases if not operand.is_squeezed]
     new = [operand for operand in join.operands if operand not in passing and operand.own.transforms]
     if not new or not passing or len(new) + len(passing) < len(join.operands):
         return None
@@ -390,6 +418,8 @@ def _concat(join: Join) -> Answer:
 RULES: tuple[Callable[[Join], Answer], ...] = (
     _unused,
     _long_skip,
+    _of_parts,
+    _accumulated,
     _residual,
     _several,
     _sum,
