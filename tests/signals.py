@@ -351,3 +351,379 @@ class Last(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x.permute(0, 2, 1))
+
+
+# ------------------------------------------------------------------------------- attentions of others in one dimension
+
+
+class LinearSE(nn.Module):
+    """An SE with linear layers."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool1d(1)
+        self.fc = nn.Sequential(
+            *(nn.Linear(channels, channels // 4, bias=False), nn.ReLU()),
+            *(nn.Linear(channels // 4, channels, bias=False), nn.Sigmoid()),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, _ = x.size()
+        gate = self.fc(self.pool(x).view(batch, channels)).view(batch, channels, 1)
+        return x * gate.expand_as(x)
+
+
+class PointwiseSE(nn.Module):
+    """An SE with convolutions of one position."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Conv1d(channels, channels // 4, 1), nn.Conv1d(channels // 4, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.fc2(torch.relu(self.fc1(x.mean(2, keepdim=True)))))
+
+
+class TurnedECA(nn.Module):
+    """ECA: a convolution over the channels, turned to be positions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.pool, self.conv = nn.AdaptiveAvgPool1d(1), nn.Conv1d(1, 1, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.conv(self.pool(x).transpose(-1, -2)).transpose(-1, -2)
+        return x * torch.sigmoid(gate)
+
+
+class ViewedECA(nn.Module):
+    """ECA with views."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.conv(x.mean(2).view(x.shape[0], 1, -1)).view(x.shape[0], -1, 1)
+        return x * torch.sigmoid(gate)
+
+
+class OverPositions(nn.Module):
+    """A gate a position, which is no SE."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(2, 1, 7, padding=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True)[0]], 1)
+        return x * torch.sigmoid(self.conv(pooled))
+
+
+class Both(nn.Module):
+    """CBAM: a gate a channel, then a gate a position."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels, self.positions = PointwiseSE(channels), OverPositions(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.positions(self.channels(x))
+
+
+class AttendedBlock(nn.Module):
+    def __init__(self, inputs: int, width: int, attention: type[nn.Module]) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv1d(inputs, width, 3, padding=1), nn.BatchNorm1d(width)
+        self.conv2, self.bn2 = nn.Conv1d(width, width, 3, padding=1), nn.BatchNorm1d(width)
+        self.att = attention(width)
+        self.shortcut = nn.Conv1d(inputs, width, 1) if inputs != width else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.att(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        return F.relu(y + self.shortcut(x))
+
+
+class Attended(nn.Module):
+    """Two residual blocks with an attention at the end of their branches."""
+
+    def __init__(self, attention: type[nn.Module]) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(3, 16, 7, 2, 3)
+        self.blocks = nn.Sequential(
+            AttendedBlock(16, 16, attention), nn.MaxPool1d(2), AttendedBlock(16, 32, attention)
+        )
+        self.fc = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.blocks(self.stem(x)).mean(2))
+
+
+# --------------------------------------------------------------------------------------------------- what looks alike
+
+
+class TNet(nn.Module):
+    """PointNet's: a matrix for each cloud of points, made of all its points."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.conv1, self.bn1 = nn.Conv1d(size, 16, 1), nn.BatchNorm1d(16)
+        self.conv2, self.bn2 = nn.Conv1d(16, 32, 1), nn.BatchNorm1d(32)
+        self.fc1, self.fc2 = nn.Linear(32, 16), nn.Linear(16, size * size)
+        self.register_buffer("eye", torch.eye(size).flatten())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        x = torch.max(x, 2, keepdim=True)[0].view(-1, 32)
+        return (self.fc2(F.relu(self.fc1(x))) + self.eye).view(-1, self.size, self.size)
+
+
+class PointNet(nn.Module):
+    """A T-net, two convolutions of points, their maximum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tnet = TNet(3)
+        self.conv1, self.bn1, self.act1 = nn.Conv1d(3, 16, 1), nn.BatchNorm1d(16), nn.ReLU()
+        self.conv2, self.bn2, self.act2 = nn.Conv1d(16, 32, 1), nn.BatchNorm1d(32), nn.ReLU()
+        self.fc = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.bmm(x.transpose(2, 1), self.tnet(x)).transpose(2, 1)
+        x = self.act2(self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x))))))
+        return self.fc(torch.max(x, 2)[0])
+
+
+class Transformer1d(nn.Module):
+    """Patches of a signal as tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv1d(3, 32, 16, 16)
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.fc = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.encoder(self.embed(x).transpose(1, 2)).mean(1))
+
+
+class FunctionalBlock1d(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Parameter(0.1 * torch.randn(width, width, 3))
+        self.second = nn.Parameter(0.1 * torch.randn(width, width, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + F.conv1d(F.relu(F.conv1d(x, self.first, padding=1)), self.second, padding=1)
+
+
+class Functional1d(nn.Module):
+    """Two residual blocks without a module that is a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = FunctionalBlock1d(8), FunctionalBlock1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x)).mean(2)
+
+
+class Spectral(nn.Module):
+    """Filters of one dimension, and a CNN on what they make as an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filters = nn.Conv1d(1, 16, 64, 8, 32)
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()
+        )
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.body(torch.relu(self.filters(x)).unsqueeze(1)).mean((2, 3)))
+
+
+class Square(nn.Module):
+    """A block with channels last on as many positions as channels, and a Linear that fixes their number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv1d(4, 16, 3, padding=1)
+        self.block = ConvNeXtBlock1d(16)
+        self.fc = nn.Linear(16 * 16, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.block(self.embed(x)).flatten(1))
+
+
+# ------------------------------------------------------------------------------------------------------- more of units
+
+
+class CroppedBlock(nn.Module):
+    """A causal block that crops in its own forward."""
+
+    def __init__(self, width: int, dilation: int) -> None:
+        super().__init__()
+        self.pad = 2 * dilation
+        self.conv1 = nn.Conv1d(width, width, 3, padding=self.pad, dilation=dilation)
+        self.conv2 = nn.Conv1d(width, width, 3, padding=self.pad, dilation=dilation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.conv1(x)[:, :, : -self.pad])
+        y = self.conv2(y)[:, :, : -self.pad]
+        return x + y
+
+
+class Cropped(nn.Module):
+    """Three causal blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(2, 8, 1)
+        self.blocks = nn.Sequential(*(CroppedBlock(8, 2**i) for i in range(3)))
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.blocks(self.stem(x))[:, :, -1])
+
+
+class ValidGated(nn.Module):
+    """WaveNet's block without padding."""
+
+    def __init__(self, width: int, skip: int, dilation: int) -> None:
+        super().__init__()
+        self.filter = nn.Conv1d(width, width, 2, dilation=dilation)
+        self.gate = nn.Conv1d(width, width, 2, dilation=dilation)
+        self.residual, self.skip = nn.Conv1d(width, width, 1), nn.Conv1d(width, skip, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z = torch.tanh(self.filter(x)) * torch.sigmoid(self.gate(x))
+        return self.residual(z) + x[:, :, -z.size(2) :], self.skip(z)
+
+
+class ValidWaveNet(nn.Module):
+    """Three blocks; each skip is cropped to the length of the next one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.Conv1d(1, 8, 1)
+        self.blocks = nn.ModuleList(ValidGated(8, 12, 2**i) for i in range(3))
+        self.end = nn.Conv1d(12, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.start(x)
+        total = None
+        for block in self.blocks:
+            x, skip = block(x)
+            total = skip if total is None else total[:, :, -skip.size(2) :] + skip
+        return self.end(F.relu(total))
+
+
+class Hierarchical(nn.Module):
+    """Res2Net's convolutions as a module of their own, as speaker recognition (ECAPA-TDNN) has them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        part = width // 4
+        self.convs = nn.ModuleList(nn.Conv1d(part, part, 3, padding=1) for _ in range(3))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(part) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = torch.chunk(x, 4, 1)
+        done: list[Tensor] = []
+        for i in range(3):
+            part = parts[0] if i == 0 else done[-1] + parts[i]
+            done.append(self.norms[i](F.relu(self.convs[i](part))))
+        return torch.cat([*done, parts[3]], 1)
+
+
+class SpeakerBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv1d(width, width, 1), nn.BatchNorm1d(width)
+        self.inner = Hierarchical(width)
+        self.conv2, self.bn2 = nn.Conv1d(width, width, 1), nn.BatchNorm1d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(self.bn1(F.relu(self.conv1(x))))
+        return x + self.bn2(F.relu(self.conv2(y)))
+
+
+class Speaker(nn.Module):
+    """Three blocks, all of them aggregated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(20, 32, 5, padding=2)
+        self.blocks = nn.ModuleList(SpeakerBlock(32) for _ in range(3))
+        self.mix = nn.Conv1d(96, 48, 1)
+        self.fc = nn.Linear(48, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        outs = []
+        for block in self.blocks:
+            x = block(x)
+            outs.append(x)
+        return self.fc(F.relu(self.mix(torch.cat(outs, 1))).mean(2))
+
+
+class ConformerBlock(nn.Module):
+    """Half a feed-forward layer, an attention, and a convolution module, on (B, L, C)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.ff = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 64), nn.SiLU(), nn.Linear(64, width))
+        self.norm1, self.attention = nn.LayerNorm(width), nn.MultiheadAttention(width, 4, batch_first=True)
+        self.norm2, self.wide = nn.LayerNorm(width), nn.Conv1d(width, 2 * width, 1)
+        self.depthwise = nn.Conv1d(width, width, 7, padding=3, groups=width)
+        self.bn, self.out = nn.BatchNorm1d(width), nn.Conv1d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + 0.5 * self.ff(x)
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y)[0]
+        y = F.glu(self.wide(self.norm2(x).transpose(1, 2)), dim=1)
+        y = self.out(F.silu(self.bn(self.depthwise(y))))
+        return x + y.transpose(1, 2)
+
+
+class Conformer(nn.Module):
+    """Two blocks; of their three additions each the last one is a convolution's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(20, 32, 3, 2, 1)
+        self.blocks = nn.Sequential(ConformerBlock(32), ConformerBlock(32))
+        self.fc = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.blocks(F.relu(self.stem(x)).transpose(1, 2)))
+
+
+class TurnedBlock(nn.Module):
+    """A ConvNeXt block that turns its map by an attribute."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dwconv, self.norm = nn.Conv1d(width, width, 5, padding=2, groups=width), nn.LayerNorm(width)
+        self.wide, self.out = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.out(F.gelu(self.wide(self.norm(self.dwconv(x).mT))))
+        return x + y.mT
+
+
+class Turned(nn.Module):
+    """Two such blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv1d(4, 16, 4, 4)
+        self.blocks = nn.Sequential(TurnedBlock(16), TurnedBlock(16))
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.blocks(self.embed(x)).mean(2))

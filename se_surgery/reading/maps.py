@@ -58,9 +58,11 @@ class Maps:
             >>> Maps(SIGNALS).is_map((2, 64, 49)), Maps(SIGNALS).is_map((2, 64, 1))
             (True, False)
         """
-        if self.are_signals and (shape in self.axes) != (shape in self.others):
+        if len(shape) not in self.ranks:
+            return False
+        if self.axes and (shape in self.axes) != (shape in self.others):
             return shape in self.axes
-        return len(shape) in self.ranks and sum(size > 1 for size in shape[1:]) > 1
+        return sum([size > 1 for size in shape[1:]]) > 1
 
     def is_single(self, shape: Shape) -> bool:
         """Whether a shape is that of maps of one position; a signal of one channel is none."""
