@@ -450,9 +450,7 @@ class Attended(nn.Module):
     def __init__(self, attention: type[nn.Module]) -> None:
         super().__init__()
         self.stem = nn.Conv1d(3, 16, 7, 2, 3)
-        self.blocks = nn.Sequential(
-            AttendedBlock(16, 16, attention), nn.MaxPool1d(2), AttendedBlock(16, 32, attention)
-        )
+        self.blocks = nn.Sequential(AttendedBlock(16, 16, attention), nn.MaxPool1d(2), AttendedBlock(16, 32, attention))
         self.fc = nn.Linear(32, 4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -536,9 +534,7 @@ class Spectral(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.filters = nn.Conv1d(1, 16, 64, 8, 32)
-        self.body = nn.Sequential(
-            nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()
-        )
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
         self.fc = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -120,7 +120,11 @@ def _resolve(graph: Graph, verdicts: Verdicts) -> None:
         whole = [found for found in _whole(waiting, outer) if found not in gone]
         # Of one class all hold what one of them does: the same module has more blocks in it elsewhere.
         is_holder = outer.kind != "residual" and _class_of(outer.join) in holders
-        if len(whole) > 1 or _is_of_modules(graph, waiting, outer) or (whole and (is_holder or not _goes_on(graph, outer, whole[0]))):
+        if (
+            len(whole) > 1
+            or _is_of_modules(graph, waiting, outer)
+            or (whole and (is_holder or not _goes_on(graph, outer, whole[0])))
+        ):
             gone.add(outer)
             _give_up(verdicts, [outer], HOLDER)
         elif inner:
