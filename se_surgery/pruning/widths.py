@@ -137,8 +137,8 @@ class _Seen:
         seen = look(model, example_input)
         layers = [event.path for event in seen.events if event.kind in ("conv", "linear")]
         calls = sorted((call for calls in seen.calls.values() for call in calls), key=lambda call: call.end)
-        outputs = (call.output for call in calls if isinstance(call.output, Tensor))
-        maps = [output for output in outputs if seen.maps.is_map(output.shape)]
+        returned = (call.output for call in calls if isinstance(call.output, Tensor))
+        maps = [output for output in returned if seen.maps.is_map(output.shape)]
         self.classifier = layers[-1] if layers else ""
         given = seen.calls[self.classifier][-1].args if layers else ()
         self.classified = int(given[0].shape[1]) if given and isinstance(given[0], Tensor) and given[0].dim() > 1 else 0

@@ -28,7 +28,6 @@ from .events import KINDS, MAXIMA, Call, Event, is_gate, is_in_place, is_like_fi
 from .hooks import after_forward, before_forward, bound_forward
 from .maps import SIGNALS, Maps
 
-
 # Attributes of a tensor that are the same tensor turned.
 _TURNED = frozenset({"T", "mT", "H", "mH"})
 

@@ -120,11 +120,8 @@ def _resolve(graph: Graph, verdicts: Verdicts) -> None:
         whole = [found for found in _whole(waiting, outer) if found not in gone]
         # Of one class all hold what one of them does: the same module has more blocks in it elsewhere.
         is_holder = outer.kind != "residual" and _class_of(outer.join) in holders
-        if (
-            len(whole) > 1
-            or _is_of_modules(graph, waiting, outer)
-            or (whole and (is_holder or not _goes_on(graph, outer, whole[0])))
-        ):
+        is_group = len(whole) > 1 or _is_of_modules(graph, waiting, outer)
+        if is_group or (whole and (is_holder or not _goes_on(graph, outer, whole[0]))):
             gone.add(outer)
             _give_up(verdicts, [outer], HOLDER)
         elif inner:
@@ -139,7 +136,7 @@ def _whole(units: list[Found], outer: Found) -> list[Found]:
 
 
 def _is_of_modules(graph: Graph, units: list[Found], outer: Found) -> bool:
-    """Whether a residual goes around several Inception modules, and has no convolution beside theirs (InceptionTime)."""
+    """Whether a residual goes around several Inception modules, and has no other convolution (InceptionTime)."""
     inner = [found for found in units if found.kind == "inception" and _is_inside(found, outer)]
     frames = [found.join.value.frame for found in inner if _is_elsewhere(found, outer)]
     if outer.kind != "residual" or len(frames) < 2:
