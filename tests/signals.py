@@ -666,6 +666,50 @@ class Speaker(nn.Module):
         return self.fc(F.relu(self.mix(torch.cat(outs, 1))).mean(2))
 
 
+class Snake(nn.Module):
+    """A periodic activation with a frequency per channel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(1, width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (self.alpha + 1e-9).reciprocal() * torch.sin(self.alpha * x).pow(2)
+
+
+class CodecUnit(nn.Module):
+    """A residual unit of an audio codec."""
+
+    def __init__(self, width: int, dilation: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            *(Snake(width), nn.Conv1d(width, width, 7, dilation=dilation, padding=3 * dilation)),
+            *(Snake(width), nn.Conv1d(width, width, 1)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.block(x)
+        pad = (x.shape[-1] - y.shape[-1]) // 2
+        if pad > 0:
+            x = x[..., pad:-pad]
+        return x + y
+
+
+class Codec(nn.Module):
+    """The encoder of an audio codec: three units, strided between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(1, 8, 7, padding=3)
+        self.units = nn.Sequential(
+            *(CodecUnit(8, 1), CodecUnit(8, 3), Snake(8), nn.Conv1d(8, 16, 4, 2, 1)),
+            *(CodecUnit(16, 1), Snake(16), nn.Conv1d(16, 12, 3, padding=1)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.units(self.stem(x))
+
+
 class ConformerBlock(nn.Module):
     """Half a feed-forward layer, an attention, and a convolution module, on (B, L, C)."""
 

@@ -64,6 +64,7 @@ NETS: dict[str, tuple[tuple[int, ...], dict[str, int]]] = {
     "Cropped": ((2, 50), dict.fromkeys(FIVE, 3)),
     "Speaker": ((20, 50), dict.fromkeys(FIVE, 3)),
     "Conformer": ((20, 50), dict.fromkeys(FIVE, 2)),
+    "Codec": ((1, 64), dict.fromkeys(FIVE, 3)),
     "Turned": ((4, 64), dict.fromkeys(FIVE, 2)),
     "Functional1d": ((8, 32), dict.fromkeys(FIVE, 2)),
     # As they come: (B, L), and (B, L, C).
@@ -100,6 +101,9 @@ HALVED: dict[tuple[str, str], tuple[str, str]] = {
     ("Plain1d", "standard"): (r"features\.[26]", "out"),
     ("Speaker", "standard"): (r"blocks\.\d\.bn2", "out"),
     ("Speaker", "inner"): (r"blocks\.\d\.inner", "out"),
+    ("Codec", "standard"): (r"units\.[014]\.block", "out"),
+    ("Codec", "inner"): (r"units\.[014]\.block\.2", "out"),
+    ("Codec", "pre"): (r"units\.[014]\.block", "in"),
     ("Conformer", "standard"): (r"blocks\.\d\.out", "out"),
     ("PointNet", "standard"): (r"act1|act2", "out"),
 }

@@ -151,15 +151,19 @@ class Axes:
         return found
 
     def _reshaped(self, source: Tensor, result: Tensor) -> str:
-        """The axes whose sizes are still there; one of another size is what was none of these before."""
-        left = list(zip(source.shape, self._labels[id(source)], strict=True))
-        found = ""
-        for size in result.shape:
+        """The axes whose sizes are still there, from the last one on; others are what was none of these before."""
+        labels = self._labels[id(source)]
+        left = list(zip(source.shape, labels, strict=True))
+        found: list[str] = []
+        # The batch is the first one, whatever else is as large.
+        has_batch = labels[:1] == BATCH and source.shape[0] == result.shape[0] if result.dim() else False
+        first = [left.pop(0)[1]] if has_batch else []
+        for size in reversed(result.shape[len(first) :]):
             same = [pair for pair in left if pair[0] == size]
-            found += same[0][1] if same else ONE if size == 1 else OTHER
+            found.insert(0, same[-1][1] if same else ONE if size == 1 else OTHER)
             if same:
-                left.remove(same[0])
-        return found
+                left.remove(same[-1])
+        return "".join(first + found)
 
 
 def _is_cut(function: Any, source: Tensor, result: Tensor) -> bool:

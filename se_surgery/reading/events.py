@@ -86,9 +86,10 @@ def functions(*names: str) -> frozenset[Callable[..., Any]]:
     return frozenset(function for function in found if function is not None)
 
 
+# The sine is that of the snake, x + sin(a x)^2 / a, which networks of audio have.
 ACTIVATIONS = functions(
     *"celu elu gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish prelu relu relu6".split(),
-    *"rrelu selu sigmoid silu softplus softshrink softsign tanh threshold".split(),
+    *"rrelu selu sigmoid silu sin softplus softshrink softsign tanh threshold".split(),
 )
 # Thresholded linear units are the maximum of the map and a parameter.
 MAXIMA = functions("maximum", "max")

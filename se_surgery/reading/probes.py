@@ -20,10 +20,10 @@ from .maps import IMAGES, SIGNALS, Maps
 PROBE_SIZES = (224, 32, 28, 64, 96, 128, 160, 256, 299, 331, 384, 448, 512, 480, 473, 513, 640)
 # The same for clips, (T, H, W), and for signals, (L,).
 CLIP_SIZES = ((16, 112, 112), (16, 224, 224), (32, 224, 224))
-LENGTHS = (1024, 256, 4096, 16000, 1000, 128, 512, 2048, 5000, 187, 3000, 8000, 16384, 32000, 48000, 65536)
+LENGTHS = (1024, 256, 4096, 16000, 1000, 128, 512, 64, 2048, 5000, 187, 3000, 8000, 16384, 32000, 48000, 65536)
 PROBE_BATCH = 2
 # What networks call the size that they take, and the number of channels: on themselves, or on one of these.
-_SIZES = ("input_size", "in_size", "img_size", "image_size", "input_shape", "input_resolution")
+_SIZES = ("input_size", "in_size", "img_size", "image_size", "input_shape", "in_shape", "input_resolution")
 _LENGTHS = (
     *"input_length input_len seq_len seq_length sequence_length signal_length window_size window_length".split(),
     *"n_samples num_samples n_times length".split(),
