@@ -666,6 +666,34 @@ class Speaker(nn.Module):
         return self.fc(F.relu(self.mix(torch.cat(outs, 1))).mean(2))
 
 
+class ReparameterisedBlock(nn.Module):
+    """RepVGG's three branches, the identity last."""
+
+    def __init__(self, inputs: int, width: int, stride: int = 1) -> None:
+        super().__init__()
+        self.wide = nn.Sequential(nn.Conv1d(inputs, width, 3, stride, 1, bias=False), nn.BatchNorm1d(width))
+        self.narrow = nn.Sequential(nn.Conv1d(inputs, width, 1, stride, bias=False), nn.BatchNorm1d(width))
+        self.identity = nn.BatchNorm1d(inputs) if inputs == width and stride == 1 else None
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.wide(x) + self.narrow(x)
+        return self.act(y if self.identity is None else y + self.identity(x))
+
+
+class RepVGG1d(nn.Module):
+    """Four blocks of sums that are re-parameterised as one convolution each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [(3, 8, 2), (8, 8, 1), (8, 16, 2), (16, 16, 1)]
+        self.blocks = nn.Sequential(*(ReparameterisedBlock(*width) for width in widths))
+        self.fc = nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.blocks(x).mean(-1))
+
+
 class Snake(nn.Module):
     """A periodic activation with a frequency per channel."""
 

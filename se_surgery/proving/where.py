@@ -222,11 +222,21 @@ def origin_of(value: Value) -> Value:
         if join_of(value) is not None:
             if not is_sum_of_convolutions(value):
                 return value
-            value = max(value.maps, key=lambda one: (_depth(one), one.number))
+            value = _longest(value)
             continue
         # Of x * f(x) the one that the other is computed from.
         value = min(value.maps, key=lambda one: one.number)
     return value
+
+
+def _longest(value: Value) -> Value:
+    """The map of a sum that has convolutions of its own; an identity, normalised or not, has none."""
+    shared = value.maps[0].mask
+    for one in value.maps:
+        shared &= one.mask
+    made = {one: one.mask & ~shared for one in value.maps}
+    convolved = [one for one, mask in made.items() if any(mask >> v.number & 1 and v.learns for v in value.flow.values)]
+    return max(convolved or value.maps, key=lambda one: (_depth(one), one.number))
 
 
 def is_sum_of_convolutions(value: Value) -> bool:
