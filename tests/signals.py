@@ -111,14 +111,33 @@ class InceptionModule(nn.Module):
         return self.act(self.bn(out))
 
 
+class Concat(nn.Module):
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        return torch.cat(maps, dim=1)
+
+
+class ConcatModule(InceptionModule):
+    """The same with a child that concatenates."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__(inputs, width)
+        self.concat = Concat()
+
+    def forward(self, x: Tensor) -> Tensor:
+        narrow = self.bottleneck(x)
+        return self.act(self.bn(self.concat([*(conv(narrow) for conv in self.convs), self.pool(x)])))
+
+
 class InceptionTime(nn.Module):
     """Three modules and a shortcut over them, twice."""
 
+    MODULE: type[InceptionModule] = InceptionModule
+
     def __init__(self) -> None:
         super().__init__()
-        self.modules1 = nn.Sequential(InceptionModule(2, 4), InceptionModule(16, 4), InceptionModule(16, 4))
+        self.modules1 = nn.Sequential(self.MODULE(2, 4), self.MODULE(16, 4), self.MODULE(16, 4))
         self.shortcut1 = nn.Sequential(nn.Conv1d(2, 16, 1, bias=False), nn.BatchNorm1d(16))
-        self.modules2 = nn.Sequential(InceptionModule(16, 4), InceptionModule(16, 4), InceptionModule(16, 4))
+        self.modules2 = nn.Sequential(self.MODULE(16, 4), self.MODULE(16, 4), self.MODULE(16, 4))
         self.shortcut2 = nn.Sequential(nn.Conv1d(16, 16, 1, bias=False), nn.BatchNorm1d(16))
         self.pool = nn.AdaptiveAvgPool1d(1)
         self.fc = nn.Linear(16, 3)
@@ -127,6 +146,12 @@ class InceptionTime(nn.Module):
         x = F.relu(self.modules1(x) + self.shortcut1(x))
         x = F.relu(self.modules2(x) + self.shortcut2(x))
         return self.fc(self.pool(x).flatten(1))
+
+
+class ConcatTime(InceptionTime):
+    """InceptionTime with a child that concatenates in each module."""
+
+    MODULE = ConcatModule
 
 
 class BranchNormed(nn.Module):

@@ -51,6 +51,7 @@ NETS: dict[str, tuple[tuple[int, ...], dict[str, int]]] = {
     "TCN": ((3, 70), dict.fromkeys(FIVE, 3)),
     # Two times three modules; the two shortcuts go around three of them each.
     "InceptionTime": ((2, 90), {"standard": 2 * 3, "inception": 2 * 3}),
+    "ConcatTime": ((2, 90), {"standard": 2 * 3, "inception": 2 * 3}),
     "Inception1d": ((2, 50), {"standard": 2, "inception": 2}),
     "DenseNet1d": ((1, 128), dict.fromkeys(("standard", "pre", "inner"), 3 + 2)),
     # The encoder's three pairs of convolutions; the decoder is left out.
@@ -87,6 +88,7 @@ HALVED: dict[tuple[str, str], tuple[str, str]] = {
     ("TCN", "post"): (r"blocks\.\d\.relu", "out"),
     ("TCN", "inner"): (r"blocks\.\d\.net\.6", "out"),
     ("InceptionTime", "inception"): (r"modules\d\.\d\.act", "out"),
+    ("ConcatTime", "inception"): (r"modules\d\.\d\.concat", "out"),
     ("Inception1d", "inception"): (r"first|second", "out"),
     ("DenseNet1d", "standard"): (r"block\d\.layers\.\d", "out"),
     ("DenseNet1d", "pre"): (r"block\d\.layers\.\d", "in"),

@@ -272,7 +272,8 @@ def _depth(value: Value) -> int:
 def _standard(seat: Seat) -> str | None:
     join = seat.first
     if join is not None and join.free and not seat.is_straight:
-        return _one_operand(seat, join, transformed=True)
+        wrong = _one_operand(seat, join, transformed=True)
+        return wrong if wrong is None or not _is_behind_module(seat) else _inception(seat)
     inside = seat.parting(seat.host)
     if inside is not None:
         return f"convolutions follow it before {inside}"
@@ -283,6 +284,15 @@ def _standard(seat: Seat) -> str | None:
     if seat.others:
         return f"others take the map in front of it, {_frames(seat.others)}"
     return None
+
+
+def _is_behind_module(seat: Seat) -> bool:
+    """Whether what made its map is the concatenation of an Inception module, of whose parts each has convolutions."""
+    operands = join_of(seat.origin) if seat.origin.kind == "cat" else None
+    if operands is None:
+        return False
+    join = seat.join(seat.origin)
+    return all(seat.convolutions(join.alone(operand)) for operand in operands)
 
 
 def _identity(seat: Seat) -> str | None:
