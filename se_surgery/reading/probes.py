@@ -70,19 +70,22 @@ def probes(model: nn.Module, example_input: Any = None, ranks: tuple[int, ...] =
         )
     else:
         dims = 1 if ranks == SIGNALS else 3 if isinstance(first, nn.Conv3d) else 2
-        said = list(_said(model, dims))
-        others = _STAND_INS[dims]
-        # A stem may rearrange positions into channels in front of its first convolution. Of what a network calls its
-        # number of channels some is that of its last layer.
-        own = [first.in_channels] if first is not None else []
-        counts = dict.fromkeys([*own, *(count for count, _ in said if count), *_numbers(model, _CHANNELS), 3, 1])
-        sizes = dict.fromkeys([*(size for _, size in said if size), *others])
-        for size in sizes:
-            fitting = [count for count in counts if count * math.prod(size) <= _LARGEST]
-            yield from (images(channels, *size) for channels in fitting)
-        if dims == 1:
-            yield from (images(*size) for size in sizes)
-            yield from (images(*size, *own) for size in sizes)
+        yield from (images(*shape) for shape in _shapes(model, dims, [first.in_channels] if first is not None else []))
+
+
+def _shapes(model: nn.Module, dims: int, own: list[int]) -> Iterator[tuple[int, ...]]:
+    """The shapes of images or signals to try, without the batch; `own` are the channels of the first convolution."""
+    said = list(_said(model, dims))
+    # A stem may rearrange positions into channels in front of its first convolution. Of what a network calls its number
+    # of channels some is that of its last layer.
+    counts = dict.fromkeys([*own, *(count for count, _ in said if count), *_numbers(model, _CHANNELS), 3, 1])
+    sizes = dict.fromkeys([*(size for _, size in said if size), *_STAND_INS[dims]])
+    for size in sizes:
+        fitting = [count for count in counts if count * math.prod(size) <= _LARGEST]
+        yield from ((count, *size) for count in fitting)
+    if dims == 1:
+        yield from sizes
+        yield from ((*size, *own) for size in sizes)
 
 
 _STAND_INS: dict[int, tuple[tuple[int, ...], ...]] = {
