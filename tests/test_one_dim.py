@@ -288,6 +288,29 @@ def test_the_lean_form_is_the_plain_one(name):
         assert all(lean.get_submodule(path).fc2.weight.grad.abs().sum() > 0 for path in ses(lean))
 
 
+def kept(model: nn.Module, x: Tensor) -> int:
+    """Number of values that a forward keeps for its backward pass."""
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        sizes.setdefault(tensor.data_ptr(), tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model.train()(x)
+    assert output.requires_grad
+    return sum(sizes.values())
+
+
+def test_the_lean_form_keeps_no_map_of_its_own():
+    """BatchNorm keeps its input; the plain form keeps what it made of it, too: one map for each SE."""
+    x = images((12, 256))
+    maps = 2 * sum(site.channels * site.size[0] for site in plan_se(made("ResNet1d"), example_input=(12, 256)).sites)
+    more = kept(operated("ResNet1d", lean=False), x) - kept(operated("ResNet1d"), x)
+    # Of every channel it keeps two numbers of the statistics.
+    assert more == maps - 2 * sum(site.channels for site in plan_se(made("ResNet1d")).sites)
+
+
 @pytest.mark.parametrize("name", [name for name in NETS if name not in ("WaveNet", "ValidWaveNet")])
 def test_verify(name):
     report = verify(operated(name), example_input=NETS[name][0], thorough=False)
