@@ -556,6 +556,18 @@ def test_the_rank_of_maps_is_a_networks(case):
     assert all(len(event.shape) in ranks for event in seen.events if event.spatial)
 
 
+class Positions(signals.ResNet1d):
+    """Adds the sine of whole numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + torch.sin(torch.arange(x.shape[-1], device=x.device)))
+
+
+def test_the_sine_of_whole_numbers_is_none():
+    base, x = randomise(Positions().eval()), of("ResNet1d")
+    assert_same(run(add_se(copied(base)), x), run(base, x))
+
+
 def test_the_rank_stays_what_it_was_with_ses_in_it():
     for attn in ("se", "gc", "eca"):
         assert look(operated("ResNet1d", attn=attn)).maps.ranks == SIGNALS
@@ -626,3 +638,19 @@ def test_half_precision_and_formats():
 
 def operated_half() -> nn.Module:
     return add_se(made("ResNet1d").half())
+
+
+REASONS = {
+    "WaveNet": "nothing that the network puts out is made of it",
+    "ValidWaveNet": "a sum that is only added to further ones is a fusion",
+    "Speaker": "adds a part of a map to what became of another part of it",
+    "InceptionTime": "joins branches that hold whole units",
+    "UNet1d": "a skip connection over lower resolutions",
+    "Conformer": "no convolution on either side of the addition",
+    "RepVGG1d": "a sum that can be re-parameterised",
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_joins_that_are_no_units_are_named(name):
+    assert any(REASONS[name] in skip.reason for skip in plan_se(made(name)).skipped)

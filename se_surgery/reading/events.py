@@ -133,7 +133,7 @@ def is_like_first(function: Any, args: tuple[Any, ...]) -> bool:
     if not args or not isinstance(args[0], Tensor):
         return False
     if function in _SHAPELESS:
-        return True
+        return args[0].is_floating_point()  # of whole numbers a sine is none
     if KINDS.get(function) != "add" or len(args) != 2 or not isinstance(args[1], Tensor):
         return False
     first, second = args
