@@ -55,7 +55,7 @@ KEPT_CLAUSES: dict[str, Callable[[Any, Tensor], bool]] = {
     # In some releases of torch BatchNorm refuses zero when it trains.
     "something is added to the variance": lambda norm, c: norm.eps > 0,
     "the input is needed": lambda norm, c: c.requires_grad or norm.weight.requires_grad,
-    "the input is a batch of maps": lambda norm, c: c.dim() in (3, 4) and c.numel() > c.shape[1],
+    "the input is a batch of maps": lambda norm, c: c.dim() in _ranks(norm) and c.numel() > c.shape[1],
     # BatchNorm takes maps in half precision with parameters in full precision, and is the same under autocast.
     "dtypes agree": lambda norm, c: isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) or _agree(norm.weight, c),
 }
@@ -79,6 +79,11 @@ def _statistics(norm: Any) -> tuple[Any, Any]:
 
 # Of any, as those of a normalisation are what it has.
 _NO_STATISTICS: tuple[Any, Any] = (None, None)
+
+
+def _ranks(norm: Any) -> tuple[int, ...]:
+    """The numbers of axes of the maps that a normalisation takes; GroupNorm takes any."""
+    return (3,) if isinstance(norm, nn.BatchNorm1d) else (4,) if isinstance(norm, nn.BatchNorm2d) else (3, 4)
 
 
 def _tensors(norm: Any) -> tuple[Tensor | None, ...]:
