@@ -357,6 +357,13 @@ def test_gates_are_measured():
     torch.testing.assert_close(mean.float(), seen[0].mean(0), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["Raw", "Last"])
+def test_gates_are_measured_on_signals_as_they_come(name):
+    model = operated(name, init="paper")
+    measured = excitations(model, [(of(name), torch.tensor([0, 1]))])
+    assert [gates.count for gates in measured.sites] == [2] * 4
+
+
 @pytest.mark.parametrize("name", ["ResNet1d", "TCN", "ConvNeXt1d", "InceptionTime", "Plain1d", "Raw"])
 def test_saved_and_loaded(name, tmp_path):
     placement = list(NETS[name][1])[-1]
