@@ -19,8 +19,6 @@ import torch
 import torchvision
 from torch import nn
 
-from se_surgery.reading.events import is_map
-from se_surgery.reading.layout import channel_axis, positions
 from se_surgery.reading.look import Look, look
 
 from .coverage import rows, zoo
@@ -104,7 +102,7 @@ def _levels(seen: Look, outside: set[str]) -> list[dict[str, Any]]:
         reduction = _reduction(seen, call.output)
         shrunk = any(_reduction(seen, *outer.args[:1]) == reduction for outer in _around(call) if _shrinks(seen, outer))
         if path and path.partition(".")[0] not in outside and reduction > 1 and not shrunk:
-            axis = channel_axis(tuple(call.output.shape), seen.size) or 1
+            axis = seen.maps.axis(call.output.shape) or 1
             levels[reduction] = {"num_chs": call.output.shape[axis], "reduction": reduction, "module": path}
     return [levels[reduction] for reduction in sorted(levels)]
 
@@ -112,9 +110,9 @@ def _levels(seen: Look, outside: set[str]) -> list[dict[str, Any]]:
 def _reduction(seen: Look, value: Any = None) -> int:
     """Nominal reduction of a map, as in timm's lists: Inception's 35 of 299 positions are one by 8. No map: 0."""
     shape = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
-    if not is_map(shape):
+    if not seen.maps.is_map(shape):
         return 0
-    size = positions(shape, channel_axis(shape, seen.size) or 1)
+    size = seen.maps.sides(shape)
     return int(2 ** round(math.log2(min(seen.size) / min(size))))
 
 

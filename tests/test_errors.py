@@ -479,20 +479,6 @@ def operated_on(model: nn.Module) -> nn.Module:
     return add_se(model, example_input=SIZE)
 
 
-class Sequences(nn.Module):
-    """A residual network on sequences, which has no maps."""
-
-    SIZE = (3, 32)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.conv1, self.conv2 = nn.Conv1d(3, 8, 1), nn.Conv1d(8, 8, 3, padding=1), nn.Conv1d(8, 8, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        return (x + self.conv2(torch.relu(self.conv1(x)))).mean(2)
-
-
 @dataclass(frozen=True)
 class Unfit:
     """A model that cannot be operated on."""
@@ -514,7 +500,6 @@ UNFIT: dict[str, Unfit] = {
         ("MlpMixer",),
         "nothing to operate on",
     ),
-    "sequences": Unfit(Sequences, PlacementError, ("Conv1d",), "Give a CNN"),
     "no-convolution": Unfit(toys.NoConvolution, PlacementError, ("NoConvolution",), "nothing to operate on"),
     "identity": Unfit(nn.Identity, PlacementError, ("Identity",), "nothing to operate on"),
     "empty": Unfit(nn.Sequential, PlacementError, ("Sequential",), "nothing to operate on"),

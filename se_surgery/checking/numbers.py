@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..reading.events import Call
-from ..reading.layout import channel_axis, positions
 from ..reading.look import Look
+from ..reading.maps import Maps
 from .alike import FEW
 
 _POOL = 2**17
@@ -75,29 +75,29 @@ class Scale:
     """
 
     def __init__(self, look: Look, call: Call, small: bool) -> None:
-        self.image = look.size or (1, 1)
+        self.maps = look.maps
         sides = [side for value in (*call.args, *call.kwargs.values(), call.output) for side in self._sides(value)]
         self.factor = max(min(sides, default=2) / 2, 1.0) if small else 1.0
 
     def _sides(self, value: Any) -> list[int]:
         if isinstance(value, Tensor):
-            return [side for side in positions_of(value.shape, self.image) if side > 1]
+            return [side for side in positions_of(value.shape, self.maps) if side > 1]
         return [side for item in value for side in self._sides(item)] if isinstance(value, (list, tuple)) else []
 
     def shape(self, shape: torch.Size) -> tuple[int, ...]:
         """The shape of a map, made small."""
-        return shape if self.factor == 1.0 else _shrunk(shape, self.image, self.factor)
+        return shape if self.factor == 1.0 else _shrunk(shape, self.maps, self.factor)
 
 
 @functools.lru_cache(maxsize=4096)
-def positions_of(shape: tuple[int, ...], image: tuple[int, ...]) -> tuple[int, ...]:
+def positions_of(shape: tuple[int, ...], maps: Maps) -> tuple[int, ...]:
     """The sides of a batch of maps; none of anything else."""
-    return positions(shape, channel_axis(shape, image)) if len(shape) in (4, 5) else ()
+    return maps.sides(shape) if len(shape) in maps.ranks else ()
 
 
 @functools.lru_cache(maxsize=4096)
-def _shrunk(shape: tuple[int, ...], image: tuple[int, ...], factor: float) -> tuple[int, ...]:
-    sides = tuple(math.ceil(side / factor) for side in positions_of(shape, image))
+def _shrunk(shape: tuple[int, ...], maps: Maps, factor: float) -> tuple[int, ...]:
+    sides = tuple(math.ceil(side / factor) for side in positions_of(shape, maps))
     if not sides:
         return shape
-    return (shape[0], *sides, shape[-1]) if channel_axis(shape, image) == -1 else (*shape[:2], *sides)
+    return (shape[0], *sides, shape[-1]) if maps.axis(shape) == -1 else (*shape[:2], *sides)

@@ -40,8 +40,8 @@ class Absorption:
 
 # Which factors an operation commutes with, from all to fewest.
 ANY, NOT_NEGATIVE, POSITIVE = range(3)
-# Largest side of the maps on which a module is tried.
-_SIDE = 16
+# Largest sides of the maps on which a module is tried, by their number: signals have long kernels.
+_SIDES = {1: 256, 2: 16, 3: 16}
 _SEED = 0
 
 
@@ -155,7 +155,7 @@ class Trial:
     def _noise(self, given: Tensor) -> Tensor:
         """Values of all sizes: what clips, clips some of them."""
         channels, size = given.shape[self.axes[0]], positions(tuple(given.shape), self.axes[0])
-        sides = tuple(min(side, _SIDE) for side in size)
+        sides = tuple(min(side, _SIDES[len(size)]) for side in size)
         shape = (2, *sides, channels) if self.axes[0] == -1 else (2, channels, *sides)
         x = torch.randn(shape, generator=self.generator, dtype=torch.float64)
         return x * 10 ** torch.empty(shape, dtype=torch.float64).uniform_(-2, 3, generator=self.generator)

@@ -14,11 +14,12 @@ from .absorb import ANY, NOT_NEGATIVE
 
 # Functions that let any factor on the channels through, and those that do for factors that are not negative.
 _LINEAR = frozenset(
-    "contiguous clone permute transpose movedim dropout dropout_ dropout2d feature_dropout float half to avg_pool2d "
-    "avg_pool3d adaptive_avg_pool2d adaptive_avg_pool3d".split()
+    "contiguous clone permute transpose movedim dropout dropout_ dropout1d dropout2d feature_dropout float half to "
+    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split()
 )
 _HOMOGENEOUS = frozenset(
-    "relu relu_ leaky_relu leaky_relu_ max_pool2d max_pool3d adaptive_max_pool2d adaptive_max_pool3d".split()
+    "relu relu_ leaky_relu leaky_relu_ max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d "
+    "adaptive_max_pool3d".split()
 )
 # What these return has the shape or the type of a map and nothing of its values: the masks of a drop path.
 _VALUELESS = frozenset(

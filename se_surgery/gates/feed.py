@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import DataError, OptionError, PatientError, shorten
 from ..planning.exam import refuse_unfit
+from ..reading.maps import SIGNALS, ranks_of
 from ..reading.wrappers import unwrapped
 from .shards import first_times
 
@@ -64,9 +65,11 @@ def batches(loader: Any, like: nn.Module, classes: int | None = None) -> Iterato
         DataError: The loader gives something else, values that are not finite, or labels out of range.
     """
     reference = next((p for p in like.parameters() if p.is_floating_point()), torch.empty(0))
+    # Audio comes as (B, L), too.
+    least = 2 if ranks_of(like) == SIGNALS else 3
     seen, labelled = 0, None
     for number, given in enumerate(_iterated(loader), 1):
-        images, labels = _parted(given, number)
+        images, labels = _parted(given, number, least)
         own = first_times(loader, seen, len(images))
         seen += len(images)
         images, labels = images[:own], labels if labels is None else labels[:own]
@@ -103,20 +106,20 @@ def _iterated(loader: Any) -> Iterable[Any]:
     return loader
 
 
-def _parted(given: Any, number: int) -> tuple[Tensor, Tensor | None]:
-    """The images and labels of what a loader gave."""
+def _parted(given: Any, number: int, least: int) -> tuple[Tensor, Tensor | None]:
+    """The images and labels of what a loader gave; images have so many axes at least."""
     images, labels = given, None
     if isinstance(given, Mapping):
         images = next((given[name] for name in _IMAGES if name in given), None)
         labels = next((given[name] for name in _LABELS if name in given), None)
     elif isinstance(given, Sequence) and not isinstance(given, str) and given:
         images, labels = given[0], given[1] if len(given) > 1 else None
-    if not isinstance(images, Tensor) or images.dim() < 3:
+    if not isinstance(images, Tensor) or images.dim() < least:
         what = given if images is None else images
         shown = f"a tensor of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(what).__name__
         raise DataError(
-            f"Batch {number} is {shown}, in which no images are. Give images of shape (B, C, H, W), or pairs of images "
-            f"and labels."
+            f"Batch {number} is {shown}, in which no images are. Give images of shape (B, C, H, W) or signals of shape "
+            f"(B, C, L), or pairs of these and labels."
         )
     if isinstance(labels, int) or (isinstance(labels, Tensor) and labels.dim() == 0):
         raise DataError(

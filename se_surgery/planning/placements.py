@@ -144,8 +144,12 @@ def _after_transformation(anatomy: Anatomy, unit: Unit) -> Edge:
 
 
 def _after_join(anatomy: Anatomy, unit: Unit) -> Edge:
+    """After the concatenation, and after the activation behind it where the branches have none of their own."""
     assert unit.join is not None
-    return _edge(anatomy, unit.block, unit.join)
+    block, node = unit.block, unit.join
+    if "a" not in block.script(unit.nodes):
+        node = block.walk_forward(node, frozenset({"norm", "act"}))
+    return _edge(anatomy, block, node)
 
 
 def _at_the_end(anatomy: Anatomy, unit: Unit) -> Edge:
@@ -265,7 +269,8 @@ def _after_wide_convolution(anatomy: Anatomy, unit: Unit) -> Edge:
     """After the branch's last convolution with k > 1, its normalisation and activation: on the whole map there."""
     block = _own_block(anatomy, unit)
     nodes = block.within(_whole(block)) if is_module(unit) else unit.nodes
-    wide = [event for event in block.convolutions(nodes) if event.wide]
+    # What makes one channel is an attention over positions.
+    wide = [event for event in block.convolutions(nodes) if event.wide and event.shape[1] > 1]
     if not wide:
         raise NoPlace("the branch has no convolution with k > 1")
     return _edge(anatomy, *after_convolution(anatomy, wide[-1], unit))
@@ -298,7 +303,10 @@ def _edge(
 ) -> Edge:
     if not block.is_map(producer):
         raise NoPlace("the value there is not a feature map")
-    return block.edge(producer, anatomy.axis(block, producer), consumers, late)
+    axis = anatomy.known_axis(block, producer)
+    if axis is None and anatomy.look.maps.are_signals:
+        raise NoPlace("there its channels cannot be told from its positions, and the network takes no other length")
+    return block.edge(producer, axis or 1, consumers, late)
 
 
 Rule = Callable[[Anatomy, Unit], Edge]

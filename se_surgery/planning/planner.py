@@ -19,7 +19,7 @@ from ..reading.block import Block
 from ..reading.layout import is_under, positions
 from ..reading.look import Look
 from ..records import Edge, base_of, implants, is_implant
-from ..se.excite import SESpec, hidden_channels
+from ..se.excite import SPATIAL_ATTENTION, SESpec, hidden_channels
 from ..structure.find import SESite, record_of
 from ..structure.unit import Unit
 from .exam import Exam
@@ -299,9 +299,13 @@ class _Planner:
                 if path in (unit.path, site.host) or is_under(site.host, path):
                     return f"it is shared between two places ({' and '.join(places_of_it)}), and its SE would be too"
             return f"{site.host!r} runs {calls} times in one forward, and its SE would too"
-        if self.options.attn != "se" and len(site.edge.shape) != 4:
-            return f"{self.options.attn} takes maps of two dimensions"
+        takes = (2,) if self.options.attn in SPATIAL_ATTENTION else (1, 2)
+        if self.options.attn != "se" and site.spec.dims not in takes:
+            return f"{self.options.attn} takes maps of {' or '.join(_DIMENSIONS[dims] for dims in takes)}"
         return None
+
+
+_DIMENSIONS = {1: "one", 2: "two dimensions"}
 
 
 def _slot(anatomy: Anatomy, path: str) -> Edge:

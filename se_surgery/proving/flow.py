@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from ..reading.events import KINDS, is_map
+from ..reading.events import KINDS
+from ..reading.maps import Maps, ranks_by
 from ..records import original_class
 
 
@@ -32,6 +33,7 @@ class Value:
         again: Computes it from other inputs.
         sources: The values it was computed from, in order.
         frame: Path of the module whose forward computed it.
+        flow: The flow that it is in.
         kernel: Kernel of a convolution with parameters.
         users: The values computed from it.
     """
@@ -42,13 +44,14 @@ class Value:
     again: Callable[[dict[int, Tensor]], Tensor]
     sources: list[Value]
     frame: str
+    flow: Flow = field(repr=False)
     kernel: tuple[int, ...] | None = None
     users: list[Value] = field(default_factory=list)
 
     @property
     def is_map(self) -> bool:
         """Whether it is a batch of maps."""
-        return is_map(self.tensor.shape)
+        return self.flow.maps.is_map(self.tensor.shape)
 
     @property
     def maps(self) -> list[Value]:
@@ -102,6 +105,12 @@ class Flow(TorchFunctionMode):
         for path in sites:
             model.get_submodule(path).forward = functools.partial(self._seat, path)
 
+    @functools.cached_property
+    def maps(self) -> Maps:
+        """What the maps of the network look like, by its convolutions; to be asked when it has run."""
+        made = (value for value in self.values if value.kind == "conv" and value.learns)
+        return Maps(ranks_by(len(value.kernel or ()) for value in made if any(n > 1 for n in value.tensor.shape[2:])))
+
     def _enter(self, path: str, module: nn.Module, args: Any) -> None:
         self._stack.append((path, len(self.values)))
 
@@ -145,7 +154,7 @@ class Flow(TorchFunctionMode):
         sources: list[Value] = []
         given = pytree.tree_map_only(Tensor, functools.partial(self._ref, sources), (args, kwargs))
         again = functools.partial(_again, function, given, index, {source.number: source for source in sources})
-        value = Value(len(self.values), kind, result, again, sources, self._stack[-1][0])
+        value = Value(len(self.values), kind, result, again, sources, self._stack[-1][0], self)
         value.kernel = self._kernel(kind, args, kwargs)
         for source in dict.fromkeys(sources):
             source.users.append(value)

@@ -222,11 +222,21 @@ def origin_of(value: Value) -> Value:
         if join_of(value) is not None:
             if not is_sum_of_convolutions(value):
                 return value
-            value = max(value.maps, key=lambda one: (_depth(one), one.number))
+            value = _longest(value)
             continue
         # Of x * f(x) the one that the other is computed from.
         value = min(value.maps, key=lambda one: one.number)
     return value
+
+
+def _longest(value: Value) -> Value:
+    """The map of a sum that has convolutions of its own; an identity, normalised or not, has none."""
+    shared = value.maps[0].mask
+    for one in value.maps:
+        shared &= one.mask
+    made = {one: one.mask & ~shared for one in value.maps}
+    convolved = [one for one, mask in made.items() if any(mask >> v.number & 1 and v.learns for v in value.flow.values)]
+    return max(convolved or value.maps, key=lambda one: (_depth(one), one.number))
 
 
 def is_sum_of_convolutions(value: Value) -> bool:
@@ -262,7 +272,8 @@ def _depth(value: Value) -> int:
 def _standard(seat: Seat) -> str | None:
     join = seat.first
     if join is not None and join.free and not seat.is_straight:
-        return _one_operand(seat, join, transformed=True)
+        wrong = _one_operand(seat, join, transformed=True)
+        return wrong if wrong is None or not _is_behind_module(seat) else _inception(seat)
     inside = seat.parting(seat.host)
     if inside is not None:
         return f"convolutions follow it before {inside}"
@@ -273,6 +284,15 @@ def _standard(seat: Seat) -> str | None:
     if seat.others:
         return f"others take the map in front of it, {_frames(seat.others)}"
     return None
+
+
+def _is_behind_module(seat: Seat) -> bool:
+    """Whether what made its map is the concatenation of an Inception module, of whose parts each has convolutions."""
+    operands = join_of(seat.origin) if seat.origin.kind == "cat" else None
+    if operands is None:
+        return False
+    join = seat.join(seat.origin)
+    return all(seat.convolutions(join.alone(operand)) for operand in operands)
 
 
 def _identity(seat: Seat) -> str | None:
@@ -402,9 +422,11 @@ def _parting(seat: Seat) -> Join | None:
 def is_wide(value: Value) -> bool:
     """Whether a convolution looks at more than one position of a map, and makes one.
 
-    One that comes down to a row or a position is a part of an attention's gates (BAT's grid).
+    One that comes down to a row or a position is a part of an attention's gates (BAT's grid), and so is one that makes
+    one channel (CBAM's).
     """
-    return any(size > 1 for size in value.kernel or ()) and min(value.tensor.shape[2:], default=1) > 1
+    shape = value.tensor.shape
+    return any(size > 1 for size in value.kernel or ()) and shape[1] > 1 and min(shape[2:], default=1) > 1
 
 
 def _nearest(value: Value) -> list[Value]:

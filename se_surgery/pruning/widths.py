@@ -12,8 +12,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import SurgeryError
-from ..reading.events import is_map
-from ..reading.layout import channel_axis
 from ..reading.look import Look, look
 from ..surgery.journal import Journal
 
@@ -139,7 +137,8 @@ class _Seen:
         seen = look(model, example_input)
         layers = [event.path for event in seen.events if event.kind in ("conv", "linear")]
         calls = sorted((call for calls in seen.calls.values() for call in calls), key=lambda call: call.end)
-        maps = [call.output for call in calls if isinstance(call.output, Tensor) and is_map(call.output.shape)]
+        returned = (call.output for call in calls if isinstance(call.output, Tensor))
+        maps = [output for output in returned if seen.maps.is_map(output.shape)]
         self.classifier = layers[-1] if layers else ""
         given = seen.calls[self.classifier][-1].args if layers else ()
         self.classified = int(given[0].shape[1]) if given and isinstance(given[0], Tensor) and given[0].dim() > 1 else 0
@@ -152,4 +151,4 @@ class _Seen:
 
 def _channels(output: Tensor, seen: Look) -> int:
     shape = tuple(output.shape)
-    return int(shape[channel_axis(shape, seen.size or (1, 1)) or 1]) if len(shape) > 2 else 0
+    return int(shape[seen.maps.axis(shape) or 1]) if len(shape) > 2 else 0

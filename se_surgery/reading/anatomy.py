@@ -22,7 +22,6 @@ from ..records import HELD, IMPLANTS, OPERATIONS, PUT_IN, REPLACED, original_cla
 from .answers import must_bes
 from .block import Block, calls_inside, replayed
 from .events import Call
-from .layout import channel_axis
 from .look import Look, look_again
 from .reads import SELF
 from .trace import Trace, shallow_view, structure, trace, with_bare
@@ -83,14 +82,18 @@ class Anatomy:
         return anatomy
 
     def axis(self, block: Block, node: fx.Node) -> int:
-        """The channel axis of a value: the one that does not change with the image's size."""
+        """The channel axis of a value; the first one behind the batch's where that cannot be told."""
+        return self.known_axis(block, node) or 1
+
+    def known_axis(self, block: Block, node: fx.Node) -> int | None:
+        """The channel axis of a value: the one that does not change with the image's size; None if that is unknown."""
         shape = tuple(block.value(node).shape)
-        axis = channel_axis(shape, self.look.size or (1, 1))
+        axis = self.look.maps.axis(shape)
         if axis is None and self._again is not None:
             other = self._again.block(block.path, block.trace.method).values.get(node.name)
             fixed = [axis for axis in (1, -1) if isinstance(other, Tensor) and other.shape[axis] == shape[axis]]
             axis = fixed[0] if len(fixed) == 1 else None
-        return 1 if axis is None else axis
+        return axis
 
     @cached_property
     def _again(self) -> Anatomy | None:

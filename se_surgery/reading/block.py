@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from ..records import Edge
 from .answers import asks_for_shape
-from .events import Call, Event, is_gate, is_map, kind_of
+from .events import Call, Event, is_gate, kind_of
 from .look import Look
 from .observed import Observed
 from .trace import Trace
@@ -25,6 +25,7 @@ _OPERATORS = {operator.add: "add", operator.iadd: "add", operator.mul: "gate", o
 _PASSING = frozenset(
     {"contiguous", "clone", "dropout", "dropout_", "feature_dropout", "drop_path", "split", "chunk", "narrow"}
 )
+_TURNING = frozenset({"permute", "transpose"})
 _DIVISIONS = frozenset({"div", "div_", "truediv", "itruediv", "true_divide"})
 
 
@@ -68,7 +69,7 @@ class Block:
     def is_map(self, node: Any) -> bool:
         """Whether a node's value is a batch of feature maps."""
         value = self.values.get(node.name) if isinstance(node, fx.Node) else None
-        return isinstance(value, Tensor) and is_map(value.shape)
+        return isinstance(value, Tensor) and self.look.maps.is_map(value.shape)
 
     def kind(self, node: fx.Node) -> str | None:
         """Kind of the operation a node itself is, not counting what a child module does inside."""
@@ -97,7 +98,7 @@ class Block:
             if kind not in (None, "squeeze") and self.is_map(node) and self._is_noted(node, kind):
                 shape = tuple(self.value(node).shape)
                 left = waiting.get((kind, shape))
-                matched[node.name] = left.pop(0) if left else Event(-1, kind, self.path, shape)
+                matched[node.name] = left.pop(0) if left else Event(-1, kind, self.path, shape, spatial=True)
         return matched
 
     def _is_noted(self, node: fx.Node, kind: str | None) -> bool:
@@ -106,7 +107,13 @@ class Block:
         if kind == "add":
             other = args[1] if len(args) > 1 else node.kwargs.get("other")
             return isinstance(other, (Tensor, fx.Node))
-        return kind != "gate" or is_gate(args, self.value(node))
+        return kind != "gate" or self.is_gate(args, self.value(node))
+
+    def is_gate(self, args: tuple[Any, ...], product: Tensor) -> bool:
+        """Whether a product scales the channels of a map by one number each."""
+        maps = self.look.maps
+        axis = maps.axis(product.shape) if maps.are_signals else None
+        return maps.is_map(product.shape) and is_gate(args, product, axis)
 
     def script(self, nodes: list[fx.Node]) -> str:
         """The convolutions (c) and activations (a) of some nodes, in order of execution, as a string."""
@@ -142,9 +149,15 @@ class Block:
         return name in _PASSING
 
     def _is_sliced(self, node: fx.Node) -> bool:
-        """Whether an item is a part of one map, and not one of several values that a child returned."""
+        """Whether an item is a part of one map, its channels or some of them, and not one of several values of a child.
+
+        What is cropped is another map: its mean is.
+        """
         source = node.all_input_nodes[0]
-        return self.is_map(source) or source.op != "call_module"
+        if not self.is_map(source):
+            return source.op != "call_module"
+        maps, value = self.look.maps, self.value(node)
+        return not self.is_map(node) or maps.sides(value.shape) == maps.sides(self.value(source).shape)
 
     def _gates_channels(self, node: fx.Node) -> bool:
         """Whether a product's other factor is a number a channel computed from the images, as an SE's gate is.
@@ -181,7 +194,7 @@ class Block:
             found = self.kinds(user)
             if found and found <= kinds and self.is_map(user):
                 last = user
-            elif user.op == "output" or not (user.target == "permute" or (self.passes(user) and not _is_slice(user))):
+            elif user.op == "output" or not (user.target in _TURNING or (self.passes(user) and not _is_slice(user))):
                 break
             node = user
         return last

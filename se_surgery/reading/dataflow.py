@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .events import Call, Event, functions, is_gate, is_map
+from .events import Call, Event, functions
 
 
 @dataclass(slots=True, eq=False)
@@ -56,7 +56,7 @@ class Value:
         return call.start <= self.clock < call.end
 
 
-_UP = functions("interpolate", "upsample", "pixel_shuffle", "max_unpool2d", "max_unpool3d", "fold")
+_UP = functions("interpolate", "upsample", "pixel_shuffle", "max_unpool1d", "max_unpool2d", "max_unpool3d", "fold")
 _TRANSPOSED = functions("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 _SLICES = functions(*"chunk split split_with_sizes narrow unbind tensor_split select index_select __getitem__".split())
 _PASSES = functions(
@@ -81,9 +81,15 @@ _RESULTS = (tuple, list)
 
 
 class Dataflow:
-    """The values of one forward, noted while it runs."""
+    """The values of one forward, noted while it runs.
 
-    def __init__(self) -> None:
+    Args:
+        is_map: Whether a tensor is a batch of feature maps of more than one position.
+        is_gate: Whether a product of some operands scales the channels of a map by one number each.
+    """
+
+    def __init__(self, is_map: Callable[[Tensor], bool], is_gate: Callable[[Any, Tensor], bool]) -> None:
+        self._is_map, self._is_channelwise = is_map, is_gate
         self.values: list[Value] = []
         self._index: dict[int, int] = {}
         # An identity is a tensor's own as long as the tensor lives.
@@ -173,7 +179,7 @@ class Dataflow:
     def _product(self, args: Any, inputs: tuple[int, ...], result: Any) -> tuple[str, tuple[int, ...]]:
         """What a product is: of a map with a gate, an activation that is written out, or of two maps."""
         if len(inputs) < 2:
-            is_channelwise = len(args) > 1 and isinstance(result, Tensor) and is_gate(args, result)
+            is_channelwise = len(args) > 1 and isinstance(result, Tensor) and self._is_channelwise(args, result)
             return "gate" if is_channelwise else "pass", inputs
         first, second = (self.values[index] for index in inputs[:2])
         for one, other in ((first, second), (second, first)):
@@ -206,7 +212,7 @@ class Dataflow:
         event: Event | None,
     ) -> Value:
         shape = tuple(tensor.shape)
-        value = Value(len(self.values), kind, inputs, all_inputs, shape, is_map(shape), clock, frame, event)
+        value = Value(len(self.values), kind, inputs, all_inputs, shape, self._is_map(tensor), clock, frame, event)
         self.values.append(value)
         self._keep(tensor, value.index)
         return value

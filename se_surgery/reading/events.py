@@ -30,6 +30,7 @@ class Event:
         channels: Input channels of a convolution.
         macs: Multiply-adds an image of a convolution or linear layer.
         alone: Whether a convolution was given a map of one position.
+        spatial: Whether the result is a feature map of more than one position.
     """
 
     clock: int
@@ -41,11 +42,7 @@ class Event:
     channels: int = 0
     macs: int = 0
     alone: bool = False
-
-    @property
-    def spatial(self) -> bool:
-        """Whether the result is a feature map of more than one position."""
-        return is_map(self.shape)
+    spatial: bool = False
 
     @property
     def activations(self) -> int:
@@ -82,16 +79,6 @@ class Call:
     children: list[Call] = field(default_factory=list)
 
 
-def is_map(shape: tuple[int, ...] | torch.Size) -> bool:
-    """Whether a shape is that of a batch of feature maps with more than one position: (B, C, H, W) or (B, C, T, H, W).
-
-    Examples:
-        >>> is_map((2, 64, 7, 7)), is_map((2, 64, 1, 1)), is_map((2, 49, 64))
-        (True, False, False)
-    """
-    return len(shape) in (4, 5) and sum(size > 1 for size in shape[1:]) > 1
-
-
 def functions(*names: str) -> frozenset[Callable[..., Any]]:
     """The callables of `names` in torch, torch.nn.functional and Tensor, with their in-place and dunder forms."""
     forms = [form for name in names for form in (name, name + "_", f"__{name}__", f"__i{name}__", f"__r{name}__")]
@@ -99,9 +86,10 @@ def functions(*names: str) -> frozenset[Callable[..., Any]]:
     return frozenset(function for function in found if function is not None)
 
 
+# The sine is that of the snake, x + sin(a x)^2 / a, which networks of audio have.
 ACTIVATIONS = functions(
     *"celu elu gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish prelu relu relu6".split(),
-    *"rrelu selu sigmoid silu softplus softshrink softsign tanh threshold".split(),
+    *"rrelu selu sigmoid silu sin softplus softshrink softsign tanh threshold".split(),
 )
 # Thresholded linear units are the maximum of the map and a parameter.
 MAXIMA = functions("maximum", "max")
@@ -109,12 +97,13 @@ _REDUCTIONS = functions(
     *"mean sum amax logsumexp adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split(),
     *"adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d".split(),
 )
+_POOLS = "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d".split()
 KINDS: dict[Callable[..., Any], str] = {
     **dict.fromkeys(functions("conv1d", "conv2d", "conv3d"), "conv"),
     **dict.fromkeys(functions("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), "conv"),
     **dict.fromkeys(functions("batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"), "norm"),
     **dict.fromkeys(ACTIVATIONS | MAXIMA, "act"),
-    **dict.fromkeys(functions("max_pool2d", "max_pool3d", "avg_pool2d", "avg_pool3d"), "pool"),
+    **dict.fromkeys(functions(*_POOLS), "pool"),
     **dict.fromkeys(functions("add"), "add"),
     **dict.fromkeys(functions("cat", "concat", "concatenate"), "cat"),
     **dict.fromkeys(functions("mul", "multiply"), "gate"),
@@ -144,7 +133,7 @@ def is_like_first(function: Any, args: tuple[Any, ...]) -> bool:
     if not args or not isinstance(args[0], Tensor):
         return False
     if function in _SHAPELESS:
-        return True
+        return args[0].is_floating_point()  # of whole numbers a sine is none
     if KINDS.get(function) != "add" or len(args) != 2 or not isinstance(args[1], Tensor):
         return False
     first, second = args
@@ -157,12 +146,18 @@ def kind_of(function: Any) -> str | None:
     return KINDS.get(function) if callable(function) else None
 
 
-def is_gate(args: tuple[Any, ...], result: Tensor) -> bool:
-    """Whether a product scales the channels of a map by one number each, broadcast or expanded."""
-    if len(args) < 2 or not isinstance(args[0], Tensor) or not isinstance(args[1], Tensor) or not is_map(result.shape):
+def is_gate(args: tuple[Any, ...], result: Tensor, axis: int | None = None) -> bool:
+    """Whether a product, a map, scales the channels of a map by one number each, broadcast or expanded.
+
+    Args:
+        args: What is multiplied.
+        result: The product.
+        axis: Its channel axis, where other axes could be taken for that: those of signals.
+    """
+    if len(args) < 2 or not isinstance(args[0], Tensor) or not isinstance(args[1], Tensor):
         return False
     pair = [args[0], args[1]]
-    return sum(_is_per_channel(operand) for operand in pair) == 1 and all(
+    return sum(_is_per_channel(operand, axis) for operand in pair) == 1 and all(
         operand.dim() == result.dim() and operand.shape[0] == result.shape[0] for operand in pair
     )
 
@@ -180,6 +175,8 @@ def gate_of(args: tuple[Any, ...], given: Tensor) -> Tensor | None:
     return per_channel[0] if len(per_channel) == 1 else None
 
 
-def _is_per_channel(tensor: Tensor) -> bool:
+def _is_per_channel(tensor: Tensor, axis: int | None = None) -> bool:
     held = [size for size, stride in zip(tensor.shape[1:], tensor.stride()[1:], strict=True) if size > 1 and stride]
-    return len(held) <= 1
+    if axis is None or not held:
+        return len(held) <= 1
+    return len(held) == 1 and tensor.shape[axis] == held[0] and tensor.stride(axis) != 0

@@ -19,17 +19,20 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..records import implanted
 from .again import comes_again
 from .dataflow import Value
-from .events import Call, Event, is_map
+from .events import Call, Event
+from .layout import is_under
+from .maps import IMAGES, SIGNALS, Maps, ranks_by, ranks_of
 from .modes import modes_off
 from .probes import describe, mixed, probes, refused, resized, with_one_more
 from .recorder import Recorder, to_meta
 from .table import DoesNotRun, Table, Way, reason_of
 
 _log = logging.getLogger("se_surgery")
-# A side of an image on which no network that is made for images comes down to one position.
-_ENOUGH = 512
+# A side of an image on which no network that is made for images comes down to one position, and a length of a signal.
+_ENOUGH = {IMAGES: 512, SIGNALS: 2**16}
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Look:
         events: All events in order.
         clocks: When each of them was, on the look's clock.
         values: What was computed from what, in order of execution.
+        maps: What its maps look like.
         args: What the model was called with.
         asked: What it was to be called with; `args` may be larger, where maps shrink to a single position.
         answered: What came out for what it was to be called with: class scores may be maps at a larger size.
@@ -56,6 +60,7 @@ class Look:
     events: tuple[Event, ...]
     clocks: tuple[int, ...]
     values: list[Value] = field(repr=False)
+    maps: Maps = field(repr=False)
     args: tuple[Any, ...]
     asked: tuple[Any, ...] = ()
     answered: Any = field(default=None, repr=False)
@@ -73,8 +78,7 @@ class Look:
     @property
     def size(self) -> tuple[int, ...]:
         """Spatial size of the images that went into the model, or `()` where it took none."""
-        images = [leaf for leaf in pytree.tree_leaves(self.args) if isinstance(leaf, Tensor) and leaf.dim() in (4, 5)]
-        return tuple(images[0].shape[-2:]) if images else ()
+        return _size(self.args, self.maps)
 
     @cached_property
     def aliases(self) -> dict[str, str]:
@@ -91,9 +95,10 @@ class Look:
     @cached_property
     def others(self) -> tuple[Look, ...]:
         """The same at images of another size, an odd one if it takes such, and with one image more."""
-        height, width = self.size or (0, 0)
-        sizes = ((2 * height + 1, 2 * width + 3), (height + 32, width + 32), (2 * height, 2 * width))
-        larger = [resized(self.args, *size) for size in sizes] if self.size else []
+        # Of two sides each grows by another number.
+        odd = tuple(2 * side + more for side, more in zip(self.size, (1, 3), strict=False))
+        sizes = (odd, tuple(side + 32 for side in self.size), tuple(2 * side for side in self.size))
+        larger = [resized(self.args, self.maps, size) for size in sizes] if self.size else []
         found = (_first_look(self, larger), _first_look(self, [with_one_more(self.args)]))
         return tuple(one for one in found if one is not None)
 
@@ -125,23 +130,25 @@ def look(model: nn.Module, example_input: Any = None) -> Look:
     Raises:
         ProbeError: The model fails on every input that was tried.
     """
-    table = Table(model)
+    table, ranks = Table(model), ranks_of(model)
     failures: list[tuple[str, Exception]] = []
-    for args in probes(model, example_input):
-        found = _tried(table, args, failures)
+    for args in probes(model, example_input, ranks):
+        found = _tried(table, args, ranks, failures)
         if found is not None:
             return _enlarged(found)
-    raise refused(model, failures, example_input, table.hooks_text()) from failures[0][1]
+    raise refused(model, failures, example_input, table.hooks_text(), ranks) from failures[0][1]
 
 
-def _tried(table: Table, args: tuple[Any, ...], failures: list[tuple[str, Exception]]) -> Look | None:
+def _tried(
+    table: Table, args: tuple[Any, ...], ranks: tuple[int, ...], failures: list[tuple[str, Exception]]
+) -> Look | None:
     """The look at one input in the first way that works, or None."""
     hopeless: set[bool] = set()
     for way in table.ways():
         if way.real and way.hooks in hopeless:
             continue
         try:
-            return _record(table, args, way)
+            return _checked(_record(table, args, way, ranks))
         except DoesNotRun as error:
             failures.append((describe(args), error.cause))
             if error.is_about_shapes:
@@ -153,10 +160,10 @@ def _tried(table: Table, args: tuple[Any, ...], failures: list[tuple[str, Except
 def _enlarged(seen: Look) -> Look:
     """The look, or one at a larger image where on this one maps shrink to a single position before the network ends."""
     enlarged = seen
-    while _hides_something(enlarged) and 0 < max(enlarged.size, default=0) < _ENOUGH:
-        height, width = enlarged.size
+    while _hides_something(enlarged) and 0 < max(enlarged.size, default=0) < _ENOUGH[enlarged.maps.ranks]:
+        larger = resized(enlarged.args, enlarged.maps, tuple(2 * side for side in enlarged.size))
         try:
-            enlarged = _record(seen.table, resized(enlarged.args, 2 * height, 2 * width), seen.way.on_meta())
+            enlarged = _record(seen.table, larger, seen.way.on_meta(), seen.maps.ranks)
         except DoesNotRun as error:  # it takes this size alone
             _log.debug("looking at a larger image failed: %r", error.cause)
             return seen
@@ -167,44 +174,44 @@ def _hides_something(seen: Look) -> bool:
     """Whether a convolution, or what may be an SE, was given a map of one position, on which neither can be told."""
     if any(event.alone and event.wide for event in seen.events):
         return True
-    small = (call for calls in seen.calls.values() for call in calls if _keeps_a_position(call))
+    small = (call for calls in seen.calls.values() for call in calls if _keeps_a_position(call, seen.maps))
     kinds = ({event.kind for event in seen.during(call)} for call in small)
     return any(found & {"squeeze", "pool"} and found & {"conv", "linear"} for found in kinds)
 
 
-def _keeps_a_position(call: Call) -> bool:
+def _keeps_a_position(call: Call, maps: Maps) -> bool:
     """Whether a module was given one map of a single position, and returned such a map."""
     given = [arg for arg in call.args if isinstance(arg, Tensor)]
     if len(given) != 1 or not isinstance(call.output, Tensor) or given[0].shape != call.output.shape:
         return False
-    return given[0].dim() in (4, 5) and not is_map(given[0].shape)
+    return maps.is_single(given[0].shape)
 
 
 def look_again(seen: Look) -> Look | None:
     """The same look at images of another size, or None where the model takes no other."""
-    height, width = seen.size or (0, 0)
-    sizes = ((2 * height, 2 * width), (height + 32, width + 32), (2 * height, width))
-    return _first_look(seen, [resized(seen.args, *size) for size in sizes])
+    doubled = tuple(2 * side for side in seen.size)
+    sizes = (doubled, tuple(side + 32 for side in seen.size), (*doubled[:1], *seen.size[1:]))
+    return _first_look(seen, [resized(seen.args, seen.maps, size) for size in sizes] if seen.size else [])
 
 
 def _first_look(seen: Look, inputs: list[tuple[Any, ...]]) -> Look | None:
     """The look at the first of some inputs that the model takes, or None."""
     for args in inputs:
         try:
-            return _record(seen.table, args, seen.way.on_meta())
+            return _record(seen.table, args, seen.way.on_meta(), seen.maps.ranks)
         except DoesNotRun as error:  # it does not take this one
             _log.debug("looking again at %s failed: %r", describe(args), error.cause)
     return None
 
 
 @modes_off
-def _record(table: Table, args: tuple[Any, ...], way: Way) -> Look:
+def _record(table: Table, args: tuple[Any, ...], way: Way, ranks: tuple[int, ...]) -> Look:
     """One run of the copy.
 
     Raises:
         DoesNotRun: The model's own code fails on these arguments.
     """
-    recorder = Recorder(way.real)
+    recorder = Recorder(way.real, ranks)
     given = args if way.real else _on_meta(args)
     with table.ready(way, recorder) as copies:
         try:
@@ -218,7 +225,23 @@ def _record(table: Table, args: tuple[Any, ...], way: Way) -> Look:
     clocks = tuple(event.clock for event in recorder.events)
     events = tuple(recorder.events)
     values, answered = recorder.flow.values, recorder.calls[""][0].output
-    return Look(table, way, copies, recorder.calls, events, clocks, values, args, args, answered)
+    maps = Maps(ranks, _size(args, Maps()) or (1, 1)) if recorder.axes is None else recorder.axes.maps()
+    return Look(table, way, copies, recorder.calls, events, clocks, values, maps, args, args, answered)
+
+
+def _size(args: tuple[Any, ...], maps: Maps) -> tuple[int, ...]:
+    """Spatial size of the images or signals in some arguments, or `()` where there are none."""
+    images = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim() in maps.inputs]
+    return tuple(images[0].shape[axis] for axis in maps.inputs[images[0].dim()]) if images else ()
+
+
+def _checked(seen: Look) -> Look:
+    """The look, or another one where the convolutions that ran say that maps have another rank than its layers said."""
+    ran = [event for event in seen.events if event.kind == "conv" and any(size > 1 for size in event.shape[2:])]
+    ours = implanted(seen.model) if seen.maps.are_signals else []
+    own = (event for event in ran if not any(event.path == path or is_under(event.path, path) for path in ours))
+    ranks = ranks_by(len(event.kernel) for event in own) if ran else seen.maps.ranks
+    return seen if ranks == seen.maps.ranks else _record(seen.table, seen.args, seen.way, ranks)
 
 
 def _on_meta(args: tuple[Any, ...]) -> tuple[Any, ...]:

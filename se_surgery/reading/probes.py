@@ -14,25 +14,32 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import ProbeError, shorten
+from .maps import IMAGES, SIGNALS, Maps
 
 # Square sizes that are tried, in this order, for a model that does not say what it takes.
 PROBE_SIZES = (224, 32, 28, 64, 96, 128, 160, 256, 299, 331, 384, 448, 512, 480, 473, 513, 640)
-# The same for clips, (T, H, W).
+# The same for clips, (T, H, W), and for signals, (L,).
 CLIP_SIZES = ((16, 112, 112), (16, 224, 224), (32, 224, 224))
+LENGTHS = (1024, 256, 4096, 16000, 1000, 128, 512, 64, 2048, 5000, 187, 3000, 8000, 16384, 32000, 48000, 65536)
 PROBE_BATCH = 2
 # What networks call the size that they take, and the number of channels: on themselves, or on one of these.
-_SIZES = ("input_size", "in_size", "img_size", "image_size", "input_shape", "input_resolution")
+_SIZES = ("input_size", "in_size", "img_size", "image_size", "input_shape", "in_shape", "input_resolution")
+_LENGTHS = (
+    *"input_length input_len seq_len seq_length sequence_length signal_length window_size window_length".split(),
+    *"n_samples num_samples n_times length".split(),
+)
 _CHANNELS = ("in_channels", "in_chans", "input_channels", "num_channels", "n_channels")
 _CONFIGS = ("config", "cfg", "conf", "hparams", "args", "pretrained_cfg", "default_cfg")
 _LARGEST = 2**28
 
 
-def probes(model: nn.Module, example_input: Any = None) -> Iterator[tuple[Any, ...]]:
+def probes(model: nn.Module, example_input: Any = None, ranks: tuple[int, ...] = IMAGES) -> Iterator[tuple[Any, ...]]:
     """The argument tuples to try on `model`, most likely first.
 
     The size is what the model says of itself (`input_size`, `img_size` and the like, its own or in its configuration,
     timm's `pretrained_cfg` for one) and otherwise each of `PROBE_SIZES`; channels, dtype and device are those of the
-    first convolution, so that `in_chans=1` and half models work.
+    first convolution, so that `in_chans=1` and half models work. A network of signals is given (B, C, L), and where it
+    takes none of these (B, L) and (B, L, C).
     """
     first = next((m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
     weight = first.weight if first is not None else next(model.parameters(), torch.empty(0))
@@ -62,21 +69,35 @@ def probes(model: nn.Module, example_input: Any = None) -> Iterator[tuple[Any, .
             "Give the size (C, H, W), a tensor with its batch axis, or a tuple of the forward's arguments."
         )
     else:
-        dims = 3 if isinstance(first, nn.Conv3d) else 2
-        said = list(_said(model, dims))
-        others = CLIP_SIZES if dims == 3 else tuple((side, side) for side in PROBE_SIZES)
-        # A stem may rearrange positions into channels in front of its first convolution. Of what a network calls its
-        # number of channels some is that of its last layer.
-        own = [first.in_channels] if first is not None else []
-        counts = dict.fromkeys([*own, *(count for count, _ in said if count), *_numbers(model, _CHANNELS), 3, 1])
-        for size in dict.fromkeys([*(size for _, size in said if size), *others]):
-            fitting = [count for count in counts if count * math.prod(size) <= _LARGEST]
-            yield from (images(channels, *size) for channels in fitting)
+        dims = 1 if ranks == SIGNALS else 3 if isinstance(first, nn.Conv3d) else 2
+        yield from (images(*shape) for shape in _shapes(model, dims, [first.in_channels] if first is not None else []))
+
+
+def _shapes(model: nn.Module, dims: int, own: list[int]) -> Iterator[tuple[int, ...]]:
+    """The shapes of images or signals to try, without the batch; `own` are the channels of the first convolution."""
+    said = list(_said(model, dims))
+    # A stem may rearrange positions into channels in front of its first convolution. Of what a network calls its number
+    # of channels some is that of its last layer.
+    counts = dict.fromkeys([*own, *(count for count, _ in said if count), *_numbers(model, _CHANNELS), 3, 1])
+    sizes = dict.fromkeys([*(size for _, size in said if size), *_STAND_INS[dims]])
+    for size in sizes:
+        fitting = [count for count in counts if count * math.prod(size) <= _LARGEST]
+        yield from ((count, *size) for count in fitting)
+    if dims == 1:
+        yield from sizes
+        yield from ((*size, *own) for size in sizes)
+
+
+_STAND_INS: dict[int, tuple[tuple[int, ...], ...]] = {
+    1: tuple((length,) for length in LENGTHS),
+    2: tuple((side, side) for side in PROBE_SIZES),
+    3: CLIP_SIZES,
+}
 
 
 def _said(model: nn.Module, dims: int) -> Iterator[tuple[int, tuple[int, ...]]]:
     """What a model says of the size that it takes: channels, 0 where it does not say, and the sides."""
-    for value in _attributes(model, _SIZES):
+    for value in _attributes(model, (*_LENGTHS, *_SIZES) if dims == 1 else _SIZES):
         sides = (value,) * dims if _is_number(value) else tuple(value) if _is_listed(value) else ()
         if len(sides) == dims:
             yield 0, sides
@@ -108,7 +129,7 @@ def _spaces(holder: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**14
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**17
 
 
 def _is_listed(value: Any) -> bool:
@@ -121,7 +142,11 @@ def describe(args: tuple[Any, ...]) -> str:
 
 
 def refused(
-    model: nn.Module, failures: list[tuple[str, Exception]], example_input: Any, besides: str = ""
+    model: nn.Module,
+    failures: list[tuple[str, Exception]],
+    example_input: Any,
+    besides: str = "",
+    ranks: tuple[int, ...] = IMAGES,
 ) -> ProbeError:
     """The error for a model that ran on none of the inputs that were tried; `besides` is what else there is to say."""
     tried = list(dict.fromkeys(description for description, _ in failures))
@@ -129,7 +154,8 @@ def refused(
     error = failures[0][1]
     text = (str(error).splitlines() or ["no message"])[0][:300]
     remedy = (
-        "Give the size (C, H, W), a tensor or a tuple of arguments as example_input."
+        f"Give the size {'(C, L)' if ranks == SIGNALS else '(C, H, W)'}, a tensor or a tuple of arguments as "
+        "example_input."
         if example_input is None
         else "Give an example_input that the model's forward takes."
     )
@@ -137,13 +163,15 @@ def refused(
     return ProbeError(f"{what}.{besides} {remedy}")
 
 
-def resized(args: tuple[Any, ...], height: int, width: int) -> tuple[Any, ...]:
-    """The same arguments with empty images of another size."""
+def resized(args: tuple[Any, ...], maps: Maps, size: tuple[int, ...]) -> tuple[Any, ...]:
+    """The same arguments with empty images or signals of another size."""
 
     def image(tensor: Tensor) -> Tensor:
-        if tensor.dim() not in (4, 5):
-            return tensor
-        return torch.zeros((*tensor.shape[:-2], height, width), dtype=tensor.dtype, device=tensor.device)
+        shape = list(tensor.shape)
+        for axis, side in zip(maps.inputs.get(tensor.dim(), ()), size, strict=False):
+            shape[axis] = side
+        is_image = tensor.dim() in maps.inputs
+        return torch.zeros(shape, dtype=tensor.dtype, device=tensor.device) if is_image else tensor
 
     return pytree.tree_map_only(Tensor, image, args)  # type: ignore[no-any-return]
 

@@ -19,18 +19,22 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from .axes import Axes
 from .blame import handed
 from .copies import Copier
 from .dataflow import Dataflow
 from .draws import Undrawn
-from .events import KINDS, MAXIMA, Call, Event, functions, is_gate, is_in_place, is_like_first, is_map
+from .events import KINDS, MAXIMA, Call, Event, functions, is_gate, is_in_place, is_like_first
 from .hooks import after_forward, before_forward, bound_forward
+from .maps import SIGNALS, Maps
 from .shapes import like, worked_out
 
 # What tells something of a tensor that is none.
 _ASKING = functions("dim", "size", "numel", "stride", "is_contiguous", "is_floating_point")
 # What makes a new map of maps.
 _NEW = frozenset({"conv", "norm", "linear", "pool", "squeeze", "gate", "add"})
+# Attributes of a tensor that are the same tensor turned.
+_TURNED = frozenset({"T", "mT", "H", "mH"})
 
 
 @dataclass(frozen=True)
@@ -60,23 +64,36 @@ class Failure:
 
 
 class Recorder(TorchFunctionMode):
-    """Notes events and calls while a model runs."""
+    """Notes events and calls while a model runs.
 
-    def __init__(self, real: bool) -> None:
+    Args:
+        real: Whether it runs on tensors with values.
+        ranks: The ranks of its maps.
+    """
+
+    def __init__(self, real: bool, ranks: tuple[int, ...]) -> None:
         super().__init__()
         self.real = real
+        self.ranks = ranks
+        self.axes = Axes() if ranks == SIGNALS else None
+        self._maps = Maps(ranks)
         self.failure: Failure | None = None
         self._undrawn = Undrawn()
         self.clock = 0
         self.stack: list[Call] = []
         self.events: list[Event] = []
         self.calls: dict[str, list[Call]] = {}
-        self.flow = Dataflow()
+        self.flow = Dataflow(self.is_map, self.is_gate)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kind = KINDS.get(function)
         kwargs = kwargs or {}
-        if type(function) is MethodWrapperType or function in _ASKING:  # the former reads `shape`, `dtype` and the like
+        if type(function) is MethodWrapperType:  # what reads `shape`, `dtype` and the like
+            result = handed(function, *args, **kwargs)
+            if getattr(function.__self__, "__name__", "") in _TURNED:
+                self._turn(function, args, kwargs, result)
+            return result
+        if function in _ASKING:
             return handed(function, *args, **kwargs)
         if kind is not None and not self.real and is_like_first(function, args):
             # A value is known by the identity of its tensor.
@@ -84,6 +101,8 @@ class Recorder(TorchFunctionMode):
         else:
             result = self._run(function, kind, args, kwargs)
         value = result[0] if isinstance(result, tuple) and result else result
+        if self.axes is not None:
+            self.axes.follow(function, args, kwargs, result)
         if self.stack:
             event = None
             if kind is not None and isinstance(value, Tensor):
@@ -92,6 +111,13 @@ class Recorder(TorchFunctionMode):
                 event = self._note(kind, args, kwargs, value)
             self._follow(function, kind, args, kwargs, result, event)
         return result
+
+    def _turn(self, function: Any, args: Any, kwargs: Any, result: Tensor) -> None:
+        """Note an attribute of a tensor that is the same tensor turned."""
+        if self.axes is not None:
+            self.axes.follow(function, args, kwargs, result)
+        if self.stack:
+            self._follow(torch.transpose, None, args, kwargs, result, None)
 
     def _run(self, function: Any, kind: str | None, args: Any, kwargs: Any) -> Any:
         """Run a function of torch's; one that fails is remembered."""
@@ -117,18 +143,28 @@ class Recorder(TorchFunctionMode):
             channels = given.shape[1 - len(weight.shape)] if given.dim() < weight.dim() else given.shape[1]
             groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
             extra = {"kernel": tuple(weight.shape[2:]), "groups": groups, "channels": channels}
-            extra["alone"] = given.dim() in (4, 5) and not is_map(given.shape)
+            extra["alone"] = self._maps.is_single(given.shape)
         if kind in ("conv", "linear"):
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             extra["macs"] = math.prod(result.shape[1:]) * math.prod(weight.shape[1:])
-        if kind == "gate" and not is_gate(args, result):
+        if kind == "gate" and not self.is_gate(args, result):
             return None
         if kind == "add" and not isinstance(args[1] if len(args) > 1 else kwargs.get("other"), Tensor):
             return None
         self.clock += 1
+        extra["spatial"] = self.is_map(result)
         event = Event(self.clock, kind, self.stack[-1].path, tuple(result.shape), **extra)
         self.events.append(event)
         return event
+
+    def is_map(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a batch of feature maps of more than one position."""
+        return self._maps.is_map(tensor.shape) if self.axes is None else self.axes.is_map(tensor)
+
+    def is_gate(self, args: tuple[Any, ...], result: Tensor) -> bool:
+        """Whether a product scales the channels of a map by one number each."""
+        axis = None if self.axes is None else self.axes.axis(result)
+        return self.is_map(result) and is_gate(args, result, axis)
 
     def call(self, path: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run a module's forward as one call, in the place of what nn.Module does: no hook runs."""
@@ -152,7 +188,7 @@ class Recorder(TorchFunctionMode):
     def _silent(self) -> Iterator[None]:
         """Note no events inside."""
         noted = self.stack, self.events, self.calls, self.flow
-        self.stack, self.events, self.calls, self.flow = [], [], {}, Dataflow()
+        self.stack, self.events, self.calls, self.flow = [], [], {}, Dataflow(self.is_map, self.is_gate)
         try:
             yield
         finally:
@@ -162,6 +198,8 @@ class Recorder(TorchFunctionMode):
         self.clock += 1
         parent = self.stack[-1] if self.stack else None
         if parent is None:
+            if self.axes is not None:
+                self.axes.take((args, kwargs))
             self.flow.take((args, kwargs), self.clock)
         call = Call(path, self.clock, to_meta(args), to_meta(kwargs), parent=parent)
         self.calls.setdefault(path, []).append(call)

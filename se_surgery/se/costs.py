@@ -51,7 +51,7 @@ def multiply_adds(spec: SESpec, size: tuple[int, ...]) -> int:
         return 2 * spec.channels * spec.rd_channels + scale
     counter = FlopCounterMode(display=False)
     with torch.device("meta"), torch.no_grad():
-        module, image = attention(spec.attn, spec.channels, spec.rd_channels), torch.empty(1, spec.channels, *size)
+        module, image = attention(spec.attn, spec.channels, spec.rd_channels), _image(spec, size)
         with counter:
             module.eval()(image)
     flops = int(counter.get_total_flops())
@@ -71,9 +71,14 @@ def activations(spec: SESpec, size: tuple[int, ...]) -> int:
         return spec.rd_channels + spec.channels + scaled
     made: list[int] = []
     with torch.device("meta"), torch.no_grad():
-        module, image = attention(spec.attn, spec.channels, spec.rd_channels), torch.empty(1, spec.channels, *size)
+        module, image = attention(spec.attn, spec.channels, spec.rd_channels), _image(spec, size)
         for layer in module.modules():
             if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Linear)):
                 layer.register_forward_hook(lambda _, given, output: made.append(output.numel()))
         module.eval()(image)
     return sum(made) + scaled
+
+
+def _image(spec: SESpec, size: tuple[int, ...]) -> torch.Tensor:
+    """One map of that size; timm's attention modules take a signal as an image of one column."""
+    return torch.empty(1, spec.channels, *size, *[1] * (2 - len(size)))

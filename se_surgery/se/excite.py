@@ -43,6 +43,8 @@ GATES: dict[str, Gate] = {
 # Table 11 of the paper.
 SQUEEZES = ("avg", "max")
 # timm's attention modules that keep the shape and add little arithmetic.
+# Those of them that look at positions, by kernels of two dimensions.
+SPATIAL_ATTENTION = ("cbam", "lcbam")
 LIGHT_ATTENTION = ("ese", "eca", "ecam", "ceca", "gc", "gca", "cbam", "lcbam")
 INITS = ("identity", "paper")
 
@@ -61,7 +63,7 @@ class SESpec:
         gate_scale: What the gate is multiplied by.
         mix: Whether the output is `x + mix * (gated - x)` with a learnable `mix` that starts at zero.
         channels_last: Whether channels are the last axis of the maps.
-        dims: Number of spatial dimensions of the maps: 2, or 3 in video networks.
+        dims: Number of spatial dimensions of the maps: 2, 3 in networks of videos, or 1 in those of signals.
         attn: `se`, or one of `LIGHT_ATTENTION`.
     """
 
@@ -103,7 +105,8 @@ class SqueezeExcite(nn.Module):
         init: `identity` or `paper` (plain random weights).
 
     Shape:
-        (B, C, H, W), or (B, C, T, H, W) with `dims=3`, or channels last; the output has the input's shape.
+        (B, C, H, W), or (B, C, T, H, W) with `dims=3`, (B, C, L) with `dims=1`, or channels last; the output has the
+        input's shape.
 
     Examples:
         >>> se = SqueezeExcite(SESpec(channels=64, rd_channels=4, gate_scale=2.0), init="identity")
@@ -244,21 +247,32 @@ class Attention(nn.Module):
         spec: The architecture; `spec.attn` is one of `LIGHT_ATTENTION`.
 
     Shape:
-        (B, C, H, W), or (B, H, W, C) where the spec says channels last; the output has the input's shape.
+        (B, C, H, W), or (B, C, L) with `dims=1`, or channels last; the output has the input's shape.
     """
 
     placement = ""
+    dims = 2
 
     def __init__(self, spec: SESpec, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.channels_last = spec.channels_last
+        self.dims = spec.dims
         self.attn = attention(spec.attn, spec.channels, spec.rd_channels).to(device=device, dtype=dtype)
         self.mix = nn.Parameter(torch.zeros((), device=device, dtype=dtype)) if spec.mix else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend to the channels of `x`."""
-        y: Tensor = self.attn(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if self.channels_last else self.attn(x)
+        if self.dims == 1:
+            y = self._of_signals(x)
+        else:
+            y = self.attn(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if self.channels_last else self.attn(x)
         return y if self.mix is None else x + self.mix * (y - x)
+
+    def _of_signals(self, x: Tensor) -> Tensor:
+        """A signal is an image of one column."""
+        if self.channels_last:
+            return self.attn(x.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)  # type: ignore[no-any-return]
+        return self.attn(x.unsqueeze(-1)).squeeze(-1)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         """Its placement."""

@@ -55,9 +55,9 @@ KEPT_CLAUSES: dict[str, Callable[[Any, Tensor], bool]] = {
     # In some releases of torch BatchNorm refuses zero when it trains.
     "something is added to the variance": lambda norm, c: norm.eps > 0,
     "the input is needed": lambda norm, c: c.requires_grad or norm.weight.requires_grad,
-    "the input is a batch of maps": lambda norm, c: c.dim() == 4 and c.numel() > c.shape[1],
+    "the input is a batch of maps": lambda norm, c: c.dim() in _ranks(norm) and c.numel() > c.shape[1],
     # BatchNorm takes maps in half precision with parameters in full precision, and is the same under autocast.
-    "dtypes agree": lambda norm, c: isinstance(norm, nn.BatchNorm2d) or _agree(norm.weight, c),
+    "dtypes agree": lambda norm, c: isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) or _agree(norm.weight, c),
 }
 
 
@@ -79,6 +79,11 @@ def _statistics(norm: Any) -> tuple[Any, Any]:
 
 # Of any, as those of a normalisation are what it has.
 _NO_STATISTICS: tuple[Any, Any] = (None, None)
+
+
+def _ranks(norm: Any) -> tuple[int, ...]:
+    """The numbers of axes of the maps that a normalisation takes; GroupNorm takes any."""
+    return (3,) if isinstance(norm, nn.BatchNorm1d) else (4,) if isinstance(norm, nn.BatchNorm2d) else (3, 4)
 
 
 def _tensors(norm: Any) -> tuple[Tensor | None, ...]:
@@ -225,7 +230,7 @@ class _Activate(torch.autograd.Function):
 
 
 def _batch_norm(norm: Any, c: Tensor, activated: bool) -> _Made:
-    """What the forward of `nn.BatchNorm2d` does, by the function that returns the statistics, too."""
+    """What the forward of PyTorch's BatchNorm does, by the function that returns the statistics, too."""
     if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     weight, bias, eps, cudnn = norm.weight, norm.bias, norm.eps, torch.backends.cudnn.enabled
@@ -283,7 +288,7 @@ def _group_norm(norm: nn.GroupNorm, c: Tensor, activated: bool) -> _Made:
 
 # Each takes a normalisation, its input, and whether an activation follows.
 _NORMS: dict[type[nn.Module], Callable[[Any, Tensor, bool], _Made]] = {
-    **dict.fromkeys((nn.BatchNorm2d, BatchNormAct2d), _batch_norm),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, BatchNormAct2d), _batch_norm),
     **dict.fromkeys((nn.GroupNorm, GroupNorm, GroupNormAct), _group_norm),
 }
 

@@ -111,7 +111,8 @@ def _activation_behind(anatomy: Anatomy, sequential: str, child: str) -> str | N
         # An SE that an activation holds already has no part in what it is.
         events = [event for event in seen.during(calls[0]) if event.spatial and event.transforms]
         kinds = {event.kind for event in events}
-        if kinds == {"act"}:
+        # One that is written out, as the snake of audio is, may be a sum.
+        if "act" in kinds and kinds <= {"act", "add"}:
             return path
         if kinds == {"norm", "act"}:
             acts = [event.path for event in events if event.kind == "act"]

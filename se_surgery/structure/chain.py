@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from ..errors import TraceError
 from ..reading.anatomy import Anatomy
 from ..reading.block import Block, arguments
-from ..reading.events import Call, Event, is_map
+from ..reading.events import Call, Event
 from ..reading.look import Look
 
 # A node of one of the graphs that the way goes through.
@@ -192,7 +192,7 @@ def name_of(node: fx.Node) -> str:
 def _is_whole(block: Block, node: fx.Node) -> bool:
     """Whether a value is a feature map, and not numbers that are expanded to the size of one."""
     value = block.value(node)
-    return isinstance(value, Tensor) and is_map(value.shape) and len(held(value)) > 1
+    return isinstance(value, Tensor) and block.is_map(node) and len(held(value)) > 1
 
 
 def _sources(anatomy: Anatomy, block: Block, node: fx.Node) -> Iterator[Step]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..reading.anatomy import Anatomy
-from ..reading.events import Call, is_map
-from ..reading.layout import channel_axis, is_under
+from ..reading.events import Call
+from ..reading.layout import is_under
 from ..reading.look import Look
 from ..records import Implant, implants, is_implant, original_class
 from .inline import Written, written_out
@@ -100,7 +100,7 @@ def _inside(path: str, found: list[tuple[int, SESite]]) -> bool:
 def is_se(seen: Look, call: Call) -> bool:
     """Whether a module's call multiplied the map it was given by a gate per channel, computed from that map pooled."""
     given, returned = [a for a in call.args if isinstance(a, Tensor)], call.output
-    if len(given) != 1 or not isinstance(returned, Tensor) or not is_map(returned.shape):
+    if len(given) != 1 or not isinstance(returned, Tensor) or not seen.maps.is_map(returned.shape):
         return False
     if given[0].shape != returned.shape:
         return False
@@ -162,7 +162,7 @@ def axis_of(path: str, seen: Look) -> int:
 def _axis(shape: tuple[int, ...], record: Implant | None, seen: Look) -> int:
     if record is not None and record.edges:
         return record.edges[0].axis
-    return channel_axis(shape, seen.size or (1, 1)) or 1
+    return seen.maps.axis(shape) or 1
 
 
 def origin_of(module: nn.Module, record: Implant | None) -> str:
@@ -174,5 +174,5 @@ def origin_of(module: nn.Module, record: Implant | None) -> str:
 
 def hidden_width(module: nn.Module) -> int | None:
     """Width of an SE's hidden layer: what its first of two layers puts out; None where it has one layer only."""
-    layers = [child for child in module.modules() if isinstance(child, (nn.Conv2d, nn.Conv3d, nn.Linear))]
+    layers = [child for child in module.modules() if isinstance(child, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))]
     return int(layers[0].weight.shape[0]) if len(layers) >= 2 else None

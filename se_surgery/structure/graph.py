@@ -8,13 +8,11 @@ Sets of values are integers, one bit a value in order of execution.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..reading.dataflow import Value
-from ..reading.layout import channel_axis, positions
 from ..reading.look import Look
 
 # What hands on the numbers of a map: also what a walk back to the value that made them goes over.
@@ -63,6 +61,11 @@ class Operand:
     def is_pooled(self) -> bool:
         """Whether there is a pooling on the way."""
         return any(self.graph.values[index].kind == "pool" for index in members(self.alone))
+
+    @property
+    def is_squeezed(self) -> bool:
+        """Whether a map was reduced to a value per channel on the way."""
+        return any(self.graph.values[index].kind == "squeeze" for index in members(self.alone))
 
     @cached_property
     def entries(self) -> frozenset[int]:
@@ -175,7 +178,7 @@ class Graph:
     def area(self, value: Value | int) -> int:
         """Number of positions of a value's map."""
         shape = (self.values[value] if isinstance(value, int) else value).shape
-        return math.prod(positions(shape, channel_axis(shape, self.look.size or (1, 1))))
+        return self.look.maps.area(shape)
 
     def source(self, index: int) -> int:
         """From a value back over what hands its numbers on, scaled or sliced, to what made them."""
@@ -188,6 +191,28 @@ class Graph:
         while self.values[index].kind == "pass" and len(self.values[index].inputs) == 1:
             index = self.values[index].inputs[0]
         return self.source(index) if self.values[index].kind == "slice" else None
+
+    def cropped(self, index: int) -> int | None:
+        """The sum that a value is a part of, cropped, and that goes nowhere else; None where it is no such part."""
+        value, is_cut = self.values[index], False
+        while value.kind in ("slice", "pass") and len(value.inputs) == 1:
+            is_cut |= value.kind == "slice"
+            value = self.values[value.inputs[0]]
+            if len(self.users[value.index]) != 1:
+                return None
+        is_sum = value.kind == "add" and value.is_map and len(value.inputs) > 1
+        return value.index if is_sum and is_cut else None
+
+    def goes_cropped(self, value: Value) -> bool:
+        """Whether a sum goes, cropped, into another sum and nowhere else."""
+        last = value
+        while len(self.users[last.index]) == 1:
+            last = self.values[self.users[last.index][0]]
+            if last.kind == "add":
+                return any(self.cropped(source) == value.index for source in last.inputs)
+            if last.kind not in ("slice", "pass"):
+                return False
+        return False
 
     def before(self, index: int, through: frozenset[int] = frozenset()) -> list[int]:
         """The convolution that another one follows, with normalisation, activation and gates at most between them.
@@ -294,8 +319,8 @@ class Graph:
             return False
         other = [axis for axis, sizes in enumerate(zip(value.shape, part.shape, strict=True)) if len(set(sizes)) > 1]
         if other == [1]:
-            return channel_axis(value.shape, self.look.size or (1, 1)) != -1
-        return other == [len(value.shape) - 1] and channel_axis(value.shape, self.look.size or (1, 1)) != 1
+            return self.look.maps.axis(value.shape) != -1
+        return other == [len(value.shape) - 1] and self.look.maps.axis(value.shape) != 1
 
 
 def members(mask: int) -> Iterator[int]:

@@ -17,7 +17,7 @@ from torch import fx
 from ..errors import TraceError
 from ..reading.anatomy import Anatomy
 from ..reading.block import Block
-from ..reading.events import Event, is_gate
+from ..reading.events import Event
 from ..reading.layout import is_under
 from ..reading.look import Look
 from .chain import Chain, held, in_order
@@ -118,7 +118,7 @@ def _gate_of(anatomy: Anatomy, block: Block, node: fx.Node) -> fx.Node | None:
     if block.kind(node) != "gate" or len(operands) < 2 or not block.is_map(node):
         return None
     values = tuple(block.value(operand) for operand in operands)
-    if not is_gate(values, block.value(node)):
+    if not block.is_gate(values, block.value(node)):
         return None
     gate = next(operand for operand in operands if len(held(block.value(operand))) < 2)
     axes, shape = held(block.value(gate)), tuple(block.value(node).shape)

@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from torch import nn
 
 from ..reading.dataflow import Value
+from ..reading.events import Call
 from ..records import original_class
 from .graph import Graph, Join, members
-from .rules import ATTENTION, LONG, TWICE, WITHIN, Found, Unfit, Verdicts
+from .rules import ATTENTION, LONG, TWICE, WITHIN, Found, Unfit, Verdicts, around
 
 HOLDER = "joins branches that hold whole units; those get the SEs"
 _ORDER = {"residual": 0}
@@ -120,7 +121,8 @@ def _resolve(graph: Graph, verdicts: Verdicts) -> None:
         whole = [found for found in _whole(waiting, outer) if found not in gone]
         # Of one class all hold what one of them does: the same module has more blocks in it elsewhere.
         is_holder = outer.kind != "residual" and _class_of(outer.join) in holders
-        if len(whole) > 1 or (whole and (is_holder or not _goes_on(graph, outer, whole[0]))):
+        is_group = len(whole) > 1 or _is_of_modules(graph, waiting, outer)
+        if is_group or (whole and (is_holder or not _goes_on(graph, outer, whole[0]))):
             gone.add(outer)
             _give_up(verdicts, [outer], HOLDER)
         elif inner:
@@ -132,6 +134,24 @@ def _whole(units: list[Found], outer: Found) -> list[Found]:
     """The whole residual units inside another one, in other forwards than its own."""
     inner = (found for found in units if found.kind == "residual" and _is_inside(found, outer))
     return [found for found in inner if _is_elsewhere(found, outer)]
+
+
+def _is_of_modules(graph: Graph, units: list[Found], outer: Found) -> bool:
+    """Whether a residual goes around several Inception modules, and has no other convolution (InceptionTime)."""
+    inner = [found for found in units if found.kind == "inception" and _is_inside(found, outer)]
+    frames = [_module_of(graph, found) for found in inner if _is_elsewhere(found, outer)]
+    if outer.kind != "residual" or len(frames) < 2:
+        return False
+    made = (graph.values[index] for index in members(outer.region & graph.convolutions))
+    return all(any(value.is_in(frame) for frame in frames) for value in made)
+
+
+def _module_of(graph: Graph, found: Found) -> Call:
+    """The call that an Inception module is: what concatenates may be a module of its own in it."""
+    frame = found.join.value.frame
+    assert frame is not None
+    made = (graph.values[index] for index in members(found.region & graph.convolutions))
+    return frame if any(value.is_in(frame) for value in made) else around(found.join)
 
 
 def _is_inside(inner: Found, outer: Found) -> bool:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from ..reading.events import is_map
 from ..reading.layout import is_under, parents
 from ..reading.look import Look
 from .graph import Graph, lowest, union_of
@@ -21,24 +20,17 @@ _BACKBONES = ("backbone", "encoder")
 BEHIND = "in a neck, head or decoder behind"
 OUTSIDE = "a convolution outside of all units: of a stem, a downsampling or a head"
 ON_TOKENS = "its layers are linear ones on tokens, and its convolutions only make those"
-ON_SEQUENCES = "its convolutions are on sequences (Conv1d), and an SE is for maps of two or three dimensions"
 
 
 def works_on_tokens(seen: Look) -> bool:
     """Whether a network is a transformer or the like: it has linear layers on sequences, or hardly any convolution.
 
-    Linear layers on maps of four axes may be the pointwise convolutions of a channels-last block, two for its depthwise
-    one.
+    Linear layers on maps may be the pointwise convolutions of a channels-last block, two for its depthwise one.
     """
     on_tokens = [event for event in seen.events if event.kind == "linear" and len(event.shape) > 2]
     convolutions = sum(event.kind == "conv" and event.spatial for event in seen.events)
-    return any(len(event.shape) == 3 for event in on_tokens) or len(on_tokens) > 4 * convolutions
-
-
-def works_on_sequences(seen: Look) -> bool:
-    """Whether all convolutions of a network have one dimension."""
-    kernels = [len(event.kernel) for event in seen.events if event.kind == "conv"]
-    return bool(kernels) and max(kernels) == 1
+    is_surely = any(len(event.shape) == 3 for event in on_tokens) and not seen.maps.are_signals
+    return is_surely or len(on_tokens) > 4 * convolutions
 
 
 def puts_out_maps(graph: Graph) -> bool:
@@ -46,7 +38,7 @@ def puts_out_maps(graph: Graph) -> bool:
     output = graph.look.calls[""][0].output
     if not isinstance(output, Tensor):
         return True
-    return is_map(output.shape)
+    return graph.look.maps.is_map(output.shape)
 
 
 def in_heads(graph: Graph, verdicts: Verdicts, found: Sequence[Unit]) -> Iterator[tuple[Unit, Reject]]:

@@ -7,17 +7,22 @@ with an opinion decides. They ask what is computed from what, over the borders o
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ..reading.events import Call
+from torch import Tensor
+
+from ..reading.events import Call, Event
 from .graph import Graph, Join, Operand, members, union_of
 
 WITHIN = "a join inside a unit's branch belongs to that unit"
 TWICE = "joins a second time what is added to the shortcut"
 ATTENTION = "the pointwise layers behind an attention: a transformer's block"
 LINEAR = "no activation on the branch: a sum that can be re-parameterised, or an attention's"
+UNUSED = "nothing that the network puts out is made of it"
+PARTS = "adds a part of a map to what became of another part of it (Res2Net)"
+ACCUMULATED = "a sum that is only added to further ones is a fusion, not a residual"
 LONG = "a skip connection over lower resolutions, not a unit"
 # Of two transformed operands the longer one is the branch if it has this many times the convolutions.
 _LONGER = 2
@@ -89,6 +94,16 @@ class Unfit:
 Answer = Unfit | list[Found] | None
 
 
+def _unused(join: Join) -> Answer:
+    """The last residual of a WaveNet, of which the skips alone go on: no SE on it would ever learn."""
+    graph, output = join.graph, join.graph.look.calls[""][0].output
+    # Of what comes out in an object nobody can tell.
+    is_known = isinstance(output, (Tensor, tuple, list, dict))
+    is_returned = any(not call.path for call in join.value.calls)
+    is_dead = is_known and join.value.calls and not is_returned and not graph.users[join.value.index]
+    return Unfit(UNUSED) if is_dead else None
+
+
 def _long_skip(join: Join) -> Answer:
     """A skip connection over lower resolutions (U-Net): the rest of the network is no branch.
 
@@ -103,6 +118,30 @@ def fuses(join: Join) -> bool:
     given = {source for operand in join.operands for source in operand.entries}
     areas = {graph.area(source) for source in given if graph.values[source].is_map}
     return frame is not None and bool(frame.path) and len(areas) > 1
+
+
+def _of_parts(join: Join) -> Answer:
+    """Res2Net adds the next part of a map to what became of the one before, and convolves that; reversible do not."""
+    graph = join.graph
+    if join.kind != "add" or len(join.operands) != 2:
+        return None
+    for part, other in (join.operands, join.operands[::-1]):
+        whole = graph.part_of(part.value.index)
+        if whole is None or part.convolutions or not other.transforms:
+            continue
+        is_of_other = any(graph.source(index) == whole for index in members(other.alone & graph.slices))
+        users = graph.users[join.value.index]
+        if is_of_other and users and all(graph.values[user].kind == "conv" for user in users):
+            return Unfit(PARTS)
+    return None
+
+
+def _accumulated(join: Join) -> Answer:
+    """The skips of a WaveNet, each cropped to the length of the next one and added to that."""
+    if join.kind != "add":
+        return None
+    cropped = [source for source in map(join.graph.cropped, join.value.inputs) if source is not None]
+    return Unfit(ACCUMULATED, is_understood=False) if cropped or join.graph.goes_cropped(join.value) else None
 
 
 def _residual(join: Join) -> Answer:
@@ -300,7 +339,9 @@ def _dense(join: Join) -> Answer:
     """Dense connectivity: what was there before goes on beside new features, and these are what an SE recalibrates."""
     if join.kind != "cat":
         return None
-    passing = [operand for operand in join.operands if operand.is_base and not operand.convolutions]
+    bases = (operand for operand in join.operands if operand.is_base and not operand.convolutions)
+    # What was squeezed and made as large again (ASPP's) is not what was there before.
+    passing = [operand for operand in bases if not operand.is_squeezed]
     new = [operand for operand in join.operands if operand not in passing and operand.own.transforms]
     if not new or not passing or len(new) + len(passing) < len(join.operands):
         return None
@@ -325,8 +366,7 @@ def _is_image(operand: Operand) -> bool:
 
 def _is_cheap(operand: Operand) -> bool:
     """Whether all convolutions on the way have one filter a channel."""
-    events = (operand.graph.values[index].event for index in members(operand.alone & operand.graph.convolutions))
-    return all(event is not None and event.depthwise for event in events)
+    return all(event.depthwise for event in _events(operand))
 
 
 def _is_fed_by(operand: Operand, other: Operand) -> bool:
@@ -350,13 +390,36 @@ def _inception(join: Join) -> Answer:
     return [Found("inception", join)] if join.kind == "cat" and len(branches) >= 2 else None
 
 
+def _inception_of_one(join: Join) -> Answer:
+    """Parallel convolutions of one map, concatenated, and one activation behind them all (InceptionTime)."""
+    graph = join.graph
+    if join.kind != "cat" or not all(operand.convolutions for operand in join.operands):
+        return None
+    made = union_of(operand.alone for operand in join.operands)
+    activates = any(graph.values[index].kind == "act" for index in behind(join))
+    is_whole = activates and not made & graph.slices
+    wide = [operand for operand in join.operands if any(event.wide for event in _events(operand))]
+    return [Found("inception", join)] if is_whole and len(wide) >= 2 else None
+
+
+def _events(operand: Operand) -> Iterator[Event]:
+    """The convolutions on the way to an operand."""
+    for index in members(operand.alone & operand.graph.convolutions):
+        event = operand.graph.values[index].event
+        if event is not None:
+            yield event
+
+
 def _concat(join: Join) -> Answer:
     """Any other concatenation is no unit."""
     return Unfit("a concatenation of maps that were not transformed here")
 
 
 RULES: tuple[Callable[[Join], Answer], ...] = (
+    _unused,
     _long_skip,
+    _of_parts,
+    _accumulated,
     _residual,
     _several,
     _sum,
@@ -366,6 +429,7 @@ RULES: tuple[Callable[[Join], Answer], ...] = (
     _dense,
     _concat_residual,
     _inception,
+    _inception_of_one,
     _concat,
 )
 

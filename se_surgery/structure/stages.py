@@ -19,8 +19,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..reading.events import Call, Event, is_map
-from ..reading.layout import channel_axis, is_under, positions
+from ..reading.events import Call, Event
+from ..reading.layout import is_under, positions
 from ..reading.look import Look
 
 
@@ -170,8 +170,8 @@ def _state(seen: Look, since: int, end: int, output: Any) -> _State:
     """
     events = [e for e in seen.events[: bisect.bisect(seen.clocks, end)] if e.spatial and e.kind != "squeeze"]
     dilations = [_dilation(seen, event) for event in events if event.clock > since and event.wide]
-    shape = tuple(output.shape) if isinstance(output, Tensor) and is_map(output.shape) else events[-1].shape
-    axis = channel_axis(shape, seen.size or (1, 1)) or 1
+    shape = tuple(output.shape) if isinstance(output, Tensor) and seen.maps.is_map(output.shape) else events[-1].shape
+    axis = seen.maps.axis(shape) or 1
     return _State(math.prod(positions(shape, axis)), shape[axis], max(dilations, default=1))
 
 

@@ -29,17 +29,15 @@ from .hosts import ELSEWHERE, Hosts, aggregation, whole
 from .joins import Side, counterpart, end_of, sides_of, sources_of, union_of
 from .nesting import HOLDER, settle
 from .outside import (
-    ON_SEQUENCES,
     ON_TOKENS,
     backbone_of,
     in_heads,
     in_scores,
     outside,
     puts_out_maps,
-    works_on_sequences,
     works_on_tokens,
 )
-from .rules import LINEAR, LONG, TWICE, WITHIN, Found, Verdicts, judged
+from .rules import LINEAR, LONG, TWICE, UNUSED, WITHIN, Found, Verdicts, judged
 from .unit import WITH_SHORTCUT, Reject, Unit
 
 AGAIN = "its module runs again"
@@ -81,10 +79,9 @@ def recognise(anatomy: Anatomy, heads: bool = False) -> Units:
     _separable(anatomy, graph, verdicts, units)
     left = [] if heads else list(in_heads(graph, verdicts, units.found))
     _take_out(units, left)
-    other = ON_TOKENS if works_on_tokens(seen) else ON_SEQUENCES if works_on_sequences(seen) else ""
-    if not units.found and other:
+    if not units.found and works_on_tokens(seen):
         units.closed = []
-        units.rejected.append(Reject("", other))
+        units.rejected.append(Reject("", ON_TOKENS))
     # A network whose blocks cannot be looked into is not a plain one, nor is one that is not understood.
     elif not units.found and not units.closed and all(unfit.is_understood for _, unfit in verdicts.unfit):
         _plain(anatomy, units)
@@ -154,7 +151,8 @@ def _same_class(anatomy: Anatomy, units: Units, verdicts: Verdicts) -> None:
     One whose own forward joins maps in a way that is not understood is none.
     """
     seen = anatomy.look
-    doubtful = {join.path for join, unfit in verdicts.unfit if not unfit.is_understood or unfit.reason == LONG}
+    unfit = [(join.path, one) for join, one in verdicts.unfit]
+    doubtful = {path for path, one in unfit if not one.is_understood or one.reason in (LONG, UNUSED)}
     classes = {_class_of(unit) for unit in units.found if unit.kind in WITH_SHORTCUT and unit.path} - {nn.Sequential}
     _open_holders(anatomy, units, classes)
     found = []

@@ -79,8 +79,8 @@ def add_se(
         existing: In a unit that holds an SE already: `skip` it, `replace` that SE, `stack` another, or `error`.
         name: Name of the child module.
         heads: Whether to operate on the heads, necks and decoders of detection and segmentation networks, too.
-        example_input: (C, H, W), a tensor with its batch axis, or a tuple of arguments, to look at the model with. By
-            default the size in timm's `pretrained_cfg`, or one that works.
+        example_input: (C, H, W) or (C, L), a tensor with its batch axis, or a tuple of arguments, to look at the model
+            with. By default the size in timm's `pretrained_cfg`, or one that works.
         lean: Whether the SEs keep less for the backward pass, and take less time there: a matter of how they run, which
             can be switched later by their attribute `lean`, and no part of the architecture. Outputs are the plain
             form's bit for bit, gradients up to rounding. What a lean SE cannot do is a gradient of a gradient.
