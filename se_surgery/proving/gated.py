@@ -7,7 +7,7 @@ called every SE as often as its block.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ def gated(go: Go | None = None, training: bool = False, gradients: bool = False)
 
 
 def _judged(trip: _Trip, expected: _Trip, sites: tuple[str, ...]) -> Outcome:
-    due = {site: _calls_due(site.rpartition(".")[0], expected.ran) for site in sites}
+    due = calls_due(sites, expected.ran)
     wrong = miscalled(trip.ran, due)
     if wrong is not None:
         return wrong
@@ -80,21 +80,24 @@ def _judged(trip: _Trip, expected: _Trip, sites: tuple[str, ...]) -> Outcome:
         return Outcome(False, f"with gates at one {changed[0]} is left with other values than in the base")
     if not is_telling(expected.outputs):
         return Outcome(None, "the base's outputs are all one value, or none, so that comparing them shows nothing")
-    return Outcome(True, f"with gates at one bit-equal to the base; {_calls(due)}")
+    return Outcome(True, f"with gates at one bit-equal to the base; {often(due)}")
 
 
-def _calls_due(host: str, ran: Counter[str]) -> int:
-    """How often an SE has to run: as often as its block did in the base, or once where only parts of the block did.
+def calls_due(sites: Iterable[str], ran: Counter[str]) -> dict[str, int]:
+    """How often each SE has to run: as often as its block did in the base, or once where only parts of the block did.
 
-    A way that ends before a block, as a feature extractor's may, goes without its SE as well.
+    A way that ends before a block, as a feature extractor's may, goes without its SE as well. In a siamese network a
+    block runs once for each input.
     """
-    return ran[host] or int(any(is_under(path, host) for path in ran))
+    hosts = {site: site.rpartition(".")[0] for site in sites}
+    return {site: ran[host] or int(any(is_under(path, host) for path in ran)) for site, host in hosts.items()}
 
 
-def _calls(due: dict[str, int]) -> str:
+def often(due: dict[str, int]) -> str:
+    """How many SEs a way calls, and how often, in words."""
     reached = sum(map(bool, due.values()))
-    often = "each once" if set(due.values()) <= {0, 1} else "each as often as its block"
-    return f"{len(due)} SEs, {often}" if reached == len(due) else f"{reached} of {len(due)} SEs are on it, {often}"
+    times = "each once" if set(due.values()) <= {0, 1} else "each as often as its block"
+    return f"{len(due)} SEs, {times}" if reached == len(due) else f"{reached} of {len(due)} SEs are on it, {times}"
 
 
 def _off(outputs: list[Tensor], expected: list[Tensor]) -> str:

@@ -33,7 +33,7 @@ from .compare import (
     outputs_of,
     same_tensors,
 )
-from .gated import Go, Judge, gated
+from .gated import Go, Judge, calls_due, gated, often
 from .pair import Pair, twin
 
 
@@ -149,7 +149,8 @@ def again(remake: Callable[[nn.Module], nn.Module]) -> Judge:
 
     def judge(pair: Pair) -> Outcome:
         try:
-            outputs_of(remake(twin(pair.base).eval()), pair.inputs)
+            base = remake(twin(pair.base).eval())
+            due = _due(base, pair)
         except Exception as error:
             return no_way(error)
         first = twin(pair.operated).eval()
@@ -169,10 +170,17 @@ def again(remake: Callable[[nn.Module], nn.Module]) -> Judge:
             return Outcome(
                 False, f"the outputs come out different, by {deviation(outputs, expected):.1e} of their range"
             )
-        right = Outcome(True, f"the same classes, keys and outputs; {len(pair.sites)} SEs, each once")
-        return miscalled(ran, dict.fromkeys(pair.sites, 1)) or right
+        right = Outcome(True, f"the same classes, keys and outputs; {often(due)}")
+        return miscalled(ran, due) or right
 
     return judge
+
+
+def _due(base: nn.Module, pair: Pair) -> dict[str, int]:
+    """How often each SE has to run, by a run of the base."""
+    ran = counted(base)
+    outputs_of(base, pair.inputs)
+    return calls_due(pair.sites, ran)
 
 
 def _parametrized(model: nn.Module, sites: Iterable[str]) -> Outcome | None:
@@ -197,6 +205,7 @@ def folded(pair: Pair) -> Outcome:
         if _structure(base) == _structure(pair.base):
             return Outcome(None, "the base has no such way: reparameterize_model changes nothing in it")
         own = deviation(outputs_of(base, pair.inputs), outputs_of(twin(pair.base).eval(), pair.inputs))
+        due = _due(twin(pair.base).eval(), pair)
         del base
     except Exception as error:
         return no_way(error)
@@ -213,8 +222,8 @@ def folded(pair: Pair) -> Outcome:
     off = deviation(outputs, outputs_of(twin(pair.operated).eval(), pair.inputs))
     if off > max(CLOSE, 3 * own):
         return Outcome(False, f"the outputs change by {off:.1e} of their range (the base's by {own:.1e})")
-    right = Outcome(True, f"the outputs stay (off by {off:.1e} of their range); {len(pair.sites)} SEs, each once")
-    return miscalled(ran, dict.fromkeys(pair.sites, 1)) or right
+    right = Outcome(True, f"the outputs stay (off by {off:.1e} of their range); {often(due)}")
+    return miscalled(ran, due) or right
 
 
 def _structure(model: nn.Module) -> list[Any]:

@@ -17,9 +17,7 @@ from ..errors import NothingToDoError, PatientError, ProbeError, VerifyError
 from ..planning.exam import Exam, refuse_unfit
 from ..planning.options import check_flags
 from ..reading.encoded import refuse_encoded
-from ..reading.layout import is_under
-from ..records import OPERATIONS, implanted
-from ..structure.find import SESite
+from ..records import implanted
 from ..surgery.graft import copied
 from .compare import Outcome, blocked, outputs_of, reason, same_tensors
 from .lives import lost_class
@@ -163,7 +161,6 @@ def trials(model: nn.Module, example_input: Any = None, *, thorough: bool = True
     if lost:
         detail = f"{lost[0]} is never called; its block has lost the forward that surgery gave it"
         return [Trial("calls", lambda: Outcome(False, detail))]
-    _refuse_repeated(model, exam, sites)
     with reproducible():
         copy = copied(model)
         forgotten = lost_class(model, copy, [site.path for site in sites])
@@ -174,20 +171,6 @@ def trials(model: nn.Module, example_input: Any = None, *, thorough: bool = True
         draw_anew(pair)
     first = [Trial("keys", lambda: _keys(pair)), Trial("identity", lambda: as_it_is)]
     return [*first, *(_trial(way, pair) for way in WAYS if thorough or not way.thorough)]
-
-
-def _refuse_repeated(model: nn.Module, exam: Exam, sites: list[SESite]) -> None:
-    """Refuse a model that runs an operated part several times, as a siamese network does: the part can be verified."""
-    calls = exam.seen.calls
-    site = next((site for site in sites if len(calls[site.path.rpartition(".")[0]]) > 1), None)
-    if site is None:
-        return
-    parts = [path for path, part in model.named_modules() if OPERATIONS in vars(part) and is_under(site.path, path)]
-    part = max(parts, key=len, default="") or "the part that was operated on"
-    raise PatientError(
-        f"{site.path!r} runs {len(calls[site.path])} times in one forward of this {type(model).__name__}. "
-        f"Verify what was operated on by itself: {part}."
-    )
 
 
 def _trial(way: Way, pair: Pair) -> Trial:
