@@ -6,10 +6,13 @@ halved, and nothing else (`gated`). The right value is written by hand, from the
 
 from __future__ import annotations
 
+import copy
+import itertools
 import warnings
 from collections.abc import Callable
 
 import pytest
+import timm
 import torch
 from patients import randomise
 from torch import Tensor, nn
@@ -458,3 +461,34 @@ def test_units_that_drop_out_are_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         add_se(Net(ActiveShortcut(8, 8), channels=8), example_input=SIZE)
+
+
+class Scores(nn.Module):
+    """A convolutional classifier without a Linear: its scores are (B, 10), or (B, 10, 1, 1)."""
+
+    def __init__(self, flat: bool) -> None:
+        super().__init__()
+        widths = (3, 8, 16, 16)
+        layers = [
+            nn.Sequential(nn.Conv2d(before, after, 3, 2, 1), nn.BatchNorm2d(after), nn.ReLU())
+            for before, after in itertools.pairwise(widths)
+        ]
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Sequential(nn.Conv2d(16, 10, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        self.flat = flat
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.head(self.body(x))
+        return scores.flatten(1) if self.flat else scores
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_class_scores_get_no_se(flat):
+    plan = plan_se(Scores(flat), example_input=(3, 64, 64))
+    assert [site.path for site in plan.sites] == ["body.0.2.se", "body.1.2.se", "body.2.2.se"]
+
+
+def test_what_is_skipped_comes_in_the_same_order_every_time():
+    model = timm.create_model("res2net50_14w_8s").to("meta")
+    first, second = (plan_se(copy.deepcopy(model)).skipped for _ in range(2))
+    assert first == second

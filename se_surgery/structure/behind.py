@@ -51,7 +51,7 @@ def after_convolution(anatomy: Anatomy, event: Event, unit: Unit | None = None) 
             node = _node_of(block, child, event)
             node = _after_sums(block, node, None) if unit is None else _after_parts(block, node, unit)
             is_done = "act" in block.kinds(node) if unit is None else not is_under(parent, unit.path)
-            goes_on = _is_returned(block, node) or (unit is not None and _is_stacked(node))
+            goes_on = _is_returned(block, node) or (unit is not None and _is_stacked(block, node))
             if is_done or not goes_on:
                 if unit is None and "act" not in block.kinds(node):
                     break
@@ -73,16 +73,18 @@ def behind_in(block: Block, event: Event) -> fx.Node:
     return node
 
 
-def _is_stacked(node: fx.Node) -> bool:
+def _is_stacked(block: Block, node: fx.Node) -> bool:
     """Whether a map is stacked with others, for its block to choose from (SKNet)."""
-    return len(node.users) == 1 and any(getattr(user.target, "__name__", "") == "stack" for user in node.users)
+    users = block.takers(node)
+    return len(users) == 1 and getattr(users[0].target, "__name__", "") == "stack"
 
 
 def _is_returned(block: Block, node: fx.Node) -> bool:
     while node.op != "output":
-        if len(node.users) != 1:
+        users = block.takers(node)
+        if len(users) != 1:
             return False
-        (user,) = node.users
+        (user,) = users
         if user.op == "output":
             return user.args[0] is node
         if not block.passes(user):
@@ -181,9 +183,10 @@ def _after_parts(block: Block, node: fx.Node, unit: Unit) -> fx.Node:
 
 def _after_se(block: Block, node: fx.Node) -> fx.Node:
     """Behind an SE that stands between a convolution and its activation (RepVGG's), and behind that activation."""
-    if "act" in block.kinds(node) or len(node.users) != 1:
+    users = block.takers(node)
+    if "act" in block.kinds(node) or len(users) != 1:
         return node
-    (user,) = node.users
+    (user,) = users
     call = block.calls.get(user.name)
     if call is None or not is_se(block.look, call):
         return node
@@ -192,8 +195,8 @@ def _after_se(block: Block, node: fx.Node) -> fx.Node:
 
 def _next(block: Block, node: fx.Node, kind: str) -> fx.Node | None:
     """The addition or concatenation that a value goes to next, through drop paths and the like."""
-    while len(node.users) == 1:
-        (node,) = node.users
+    while len(users := block.takers(node)) == 1:
+        (node,) = users
         if block.kind(node) == kind:
             return node
         if node.op == "output" or not block.passes(node):

@@ -26,7 +26,7 @@ def sources_of(block: Block, node: fx.Node) -> list[fx.Node]:
     """The operands of a join; a sum of sums, each used nowhere else, is one sum of all."""
     found: list[fx.Node] = []
     for source in block.maps_into(node):
-        is_part = block.kind(node) == block.kind(source) == "add" and len(source.users) == 1
+        is_part = block.kind(node) == block.kind(source) == "add" and len(block.takers(source)) == 1
         is_sum = is_part and len(block.maps_into(source)) > 1
         found += sources_of(block, source) if is_sum else [behind_constants(block, source)]
     return found
@@ -34,7 +34,7 @@ def sources_of(block: Block, node: fx.Node) -> list[fx.Node]:
 
 def behind_constants(block: Block, node: fx.Node) -> fx.Node:
     """From a map with a parameter added, and used once, back to the map."""
-    while block.kind(node) == "add" and len(node.users) == 1 and len(block.maps_into(node)) == 1:
+    while block.kind(node) == "add" and len(block.takers(node)) == 1 and len(block.maps_into(node)) == 1:
         (node,) = block.maps_into(node)
     return node
 
@@ -75,7 +75,8 @@ def counterpart(unit: Unit, block: Block) -> Unit | None:
 def _joins(block: Block, kind: str) -> list[fx.Node]:
     """The joins of one kind, without the sums that are a part of another one."""
     found = [n for n in block.nodes if block.kind(n) == kind and block.is_map(n) and len(block.maps_into(n)) > 1]
-    parts = {n for join in found if kind == "add" for n in block.maps_into(join) if n in found and len(n.users) == 1}
+    inner = {n for join in found if kind == "add" for n in block.maps_into(join)}
+    parts = {n for n in inner if n in found and len(block.takers(n)) == 1}
     return [node for node in found if node not in parts]
 
 

@@ -32,7 +32,7 @@ def settle(graph: Graph, verdicts: Verdicts) -> None:
 
 def _give_up(verdicts: Verdicts, units: Iterable[Found], reason: str) -> None:
     """Make joins with a reason of some units."""
-    gone = set(units)
+    gone = dict.fromkeys(units)  # in their order
     verdicts.found = [found for found in verdicts.found if found not in gone]
     still = {found.join for found in verdicts.found}
     joins = dict.fromkeys(found.join for found in gone)

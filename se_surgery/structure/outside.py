@@ -88,10 +88,11 @@ def _first_up(graph: Graph, verdicts: Verdicts) -> int | None:
 def in_scores(seen: Look, found: Sequence[Unit]) -> Iterator[tuple[Unit, Reject]]:
     """The unit that makes the class scores."""
     last = next((event for event in reversed(seen.events) if event.kind in ("conv", "linear")), None)
-    output = seen.calls[""][0].output
+    output = seen.answered
     # timm's networks say that they have no classes: what they put out then is features.
-    has_scores = isinstance(output, Tensor) and getattr(seen.modules[""], "num_classes", None) != 0
-    scores = tuple(output.shape[1:]) if has_scores else None
+    has_classes = getattr(seen.modules[""], "num_classes", None) != 0
+    has_scores = has_classes and isinstance(output, Tensor) and not seen.maps.is_map(output.shape)
+    scores = tuple(output.shape[1:2]) if has_scores else None
     for unit in found:
         if last is not None and unit.convolution is last and last.shape[1:2] == scores:
             yield unit, Reject(last.path, "its channels are the outputs of the model")
