@@ -234,7 +234,7 @@ GALLERY = (
     Network("mobilenetv2_100", "Inverted residuals, some with a stride and so without a shortcut: all get an SE."),
     Network(
         "efficientnet_b0",
-        "There are SEs inside the units already. They are replaced here, each in its own place; by default they are left alone.",
+        "SEs are inside the units already. They are replaced here, each in its place; by default they are left alone.",
         {"existing": "replace"},
     ),
     Network(
