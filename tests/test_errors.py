@@ -99,7 +99,7 @@ NOT_WHOLE = (0, -1, NAN, INF, 1.5, 16.0, True, False, "16", [16], (16,), torch.t
 BAD_OPTIONS = (
     *(
         Bad({"placement": value}, PlacementError, repr(value), "standard, pre, post, identity, inner, inception")
-        for value in ("sideways", "Standard", "", None, 3, ["standard"], {}, True)
+        for value in ("sideways", "Standard", "", 3, ["standard"], {}, True)
     ),
     *(
         Bad({option: value}, OptionError, f"{option}={value!r}", "Give one, 16 for instance")

@@ -559,7 +559,7 @@ def test_native_ses_that_ours_replaced_are_gone_for_good_or_refused() -> None:
     add_se(model, r=4, existing="replace", bias=True, init="paper", example_input=(3, 64, 64))
     hold_gates(model)
     before = snapshot(model)
-    with pytest.raises(FoldError, match=r"'layer1.0.se_standard' replaced 'layer1.0.se', which would come back"):
+    with pytest.raises(FoldError, match=r"'layer1.0.se' replaced 'layer1.0.se', which would come back"):
         strip_se(model, origin="se_surgery", fold="mean", loader=[images()], example_input=(3, 64, 64))
     assert differences(before, snapshot(model)) == []
     expected = run(model, images())

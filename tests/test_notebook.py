@@ -32,7 +32,9 @@ class _Reader(HTMLParser):
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         assert all(name == "style" for name, _ in attrs), "nothing but an alignment"
         self.tags.append(tag)
-        if tag != "br":
+        if tag == "br":
+            self.cells[-1] += "\n"
+        else:
             self.open.append(tag)
         if tag in ("td", "th", "p"):
             self.cells.append("")
