@@ -16,6 +16,7 @@ import timm
 import torch
 from patients import randomise
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from se_surgery import SqueezeExcite, SurgeryWarning, add_se, plan_se, recipe_of, verify
 
@@ -492,3 +493,91 @@ def test_what_is_skipped_comes_in_the_same_order_every_time():
     model = timm.create_model("res2net50_14w_8s").to("meta")
     first, second = (plan_se(copy.deepcopy(model)).skipped for _ in range(2))
     assert first == second
+
+
+class PositionedAttention(nn.Module):
+    """An attention over positions, with a depthwise convolution of its values added, and a pointwise layer behind."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.qkv = nn.Sequential(nn.Conv2d(width, 3 * width, 1), nn.BatchNorm2d(3 * width))
+        self.pe = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1, groups=width), nn.BatchNorm2d(width))
+        self.proj = nn.Sequential(nn.Conv2d(width, width, 1), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.flatten(2) for part in self.qkv(x).chunk(3, 1))
+        attention = (q.transpose(1, 2) @ k).softmax(-1)
+        y = (v @ attention.transpose(1, 2)).view(x.shape)
+        return self.proj(y + self.pe(v.reshape(x.shape)))
+
+
+class Attending(nn.Module):
+    """A residual block, then an attention with its shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = block(3, 8, stride=2)
+        self.body = nn.Sequential(block(8, 8), block(8, 8, act=False))
+        self.attention = PositionedAttention(8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = F.relu(x + self.body(x))
+        x = x + self.attention(x)
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_convolution_that_an_attention_is_summed_with_is_no_half_of_a_separable_one():
+    assert [site.unit for site in plan_se(Attending(), example_input=SIZE).sites] == [""]
+
+
+class Lateral(nn.Module):
+    """Plain convolutions, then a pointwise one and an upsampling: a decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(block(3, 8, stride=2), block(8, 16, stride=2), block(16, 16, stride=2))
+        self.lateral = block(16, 8, 1)
+        self.up = nn.Upsample(scale_factor=2)
+        self.out = block(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.up(self.lateral(self.body(x))))
+
+
+@pytest.mark.parametrize(("heads", "count"), [(False, 3), (True, 5)])
+def test_a_lateral_convolution_is_the_first_of_the_decoder(heads, count):
+    assert len(plan_se(Lateral(), heads=heads, example_input=SIZE).sites) == count
+
+
+class TwoWays(nn.Module):
+    """An ELAN block, and the same written with a split, as deployed networks have it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = width // 2
+        self.cv1, self.cv2, self.cv3 = block(width, width), block(half, half), block(half, half)
+        self.cv4 = block(2 * width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = list(self.cv1(x).chunk(2, 1))
+        y.extend(layer(y[-1]) for layer in (self.cv2, self.cv3))
+        return self.cv4(torch.cat(y, 1))
+
+    def forward_split(self, x: Tensor) -> Tensor:
+        y = list(self.cv1(x).split(self.cv1[0].out_channels // 2, 1))
+        y.extend(layer(y[-1]) for layer in (self.cv2, self.cv3))
+        return self.cv4(torch.cat(y, 1))
+
+
+def test_a_block_with_a_second_way_has_its_se_on_both():
+    base = randomise(Net(TwoWays(8), channels=8)).eval()
+    model = add_se(copy.deepcopy(base), example_input=SIZE)
+    (path,) = [path for path, module in model.named_modules() if isinstance(module, SqueezeExcite)]
+    x = torch.rand(2, 8, 16, 16, generator=torch.Generator().manual_seed(1))
+    for way in ("forward", "forward_split"):
+        model.get_submodule(path).gate_scale = 2.0
+        assert torch.equal(getattr(model.blocks[0], way)(x), getattr(base.blocks[0], way)(x))
+        model.get_submodule(path).gate_scale = 1.0  # a gate at one half
+        assert torch.equal(getattr(model.blocks[0], way)(x), getattr(base.blocks[0], way)(x) * 0.5)

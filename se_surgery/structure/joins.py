@@ -59,6 +59,8 @@ def counterpart(unit: Unit, block: Block) -> Unit | None:
     if len(before) != len(after):
         return None
     sides = dict(zip(before, sides_of(block, after), strict=True))
+    if unit.transformed is not None and unit.transformed not in sides:
+        return None
     branch = sides[unit.transformed] if unit.transformed is not None else None
     inside = branch.alone if branch is not None else union_of(side.alone for side in sides.values())
     return replace(

@@ -75,14 +75,21 @@ def _is_features_only(module: nn.Module) -> bool:
 
 
 def _first_up(graph: Graph, verdicts: Verdicts) -> int | None:
-    """When maps first got larger in no unit, and in nothing that fuses several resolutions, or None."""
+    """When maps first got larger in no unit, and in nothing that fuses several resolutions, or None.
+
+    A pointwise convolution right in front of that makes the decoder's own channels (a lateral one), and is its first.
+    """
     inner = union_of(found.region for found in verdicts.found)
     fused = union_of(join.region for join in graph.long_skips if fuses(join))
     # What gates a map, or goes nowhere, is none of the way to the outputs.
     outputs = (value.index for value in graph.values if any(not call.path for call in value.calls))
     way = union_of(graph.ancestors[index] for index in outputs)
     first = lowest(graph.enlarged & way & ~inner & ~fused)
-    return graph.values[first].clock if first is not None else None
+    if first is None:
+        return None
+    fronts = (graph.values[index].event for index in graph.before(first))
+    lateral = (event.clock for event in fronts if event is not None and not event.wide)
+    return min((graph.values[first].clock, *lateral))
 
 
 def in_scores(seen: Look, found: Sequence[Unit]) -> Iterator[tuple[Unit, Reject]]:

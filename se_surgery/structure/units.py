@@ -334,7 +334,7 @@ def _pairs(graph: Graph, verdicts: Verdicts, units: Units) -> Iterator[tuple[Eve
     is_headed = puts_out_maps(graph) and backbone_of(graph.look, units.found) is None
     ends = [found.join.value.index for found in verdicts.found] if is_headed else []
     last = max(ends, default=len(graph.values))
-    sums = _sums_of_one(verdicts)
+    sums = _sums_of_one(graph, verdicts)
     for index in members(graph.convolutions & ~taken):
         second = graph.values[index].event
         sources = [i for i in graph.before(index, sums) if not taken >> i & 1 and i <= last]
@@ -344,9 +344,10 @@ def _pairs(graph: Graph, verdicts: Verdicts, units: Units) -> Iterator[tuple[Eve
             yield first, second
 
 
-def _sums_of_one(verdicts: Verdicts) -> frozenset[int]:
-    """The sums that are re-parameterised as one convolution."""
-    sums = (join for join, unfit in verdicts.unfit if unfit.reason == LINEAR)
+def _sums_of_one(graph: Graph, verdicts: Verdicts) -> frozenset[int]:
+    """The sums that are re-parameterised as one convolution; what an attention is summed with is no such sum."""
+    linear = (join for join, unfit in verdicts.unfit if unfit.reason == LINEAR)
+    sums = (join for join in linear if not any(graph.values[i].kind == "attention" for i in members(join.region)))
     return frozenset().union(*(join.absorbed | {join.value.index} for join in sums))
 
 
