@@ -18,7 +18,7 @@ from patients import randomise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from se_surgery import SqueezeExcite, SurgeryWarning, add_se, plan_se, recipe_of, verify
+from se_surgery import PlacementError, SqueezeExcite, SurgeryWarning, add_se, plan_se, recipe_of, verify
 
 SIZE = (3, 32, 32)
 X = torch.randn(2, *SIZE, generator=torch.Generator().manual_seed(0))
@@ -581,3 +581,61 @@ def test_a_block_with_a_second_way_has_its_se_on_both():
         assert torch.equal(getattr(model.blocks[0], way)(x), getattr(base.blocks[0], way)(x))
         model.get_submodule(path).gate_scale = 1.0  # a gate at one half
         assert torch.equal(getattr(model.blocks[0], way)(x), getattr(base.blocks[0], way)(x) * 0.5)
+
+
+class Branch(nn.Module):
+    """Two convolutions, and a join that each subclass writes in its own way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(block(8, 8), block(8, 8, act=False))
+        self.gain = nn.Parameter(torch.full((1,), 0.5))
+
+
+# By what they are called: how a block joins x with y, which its branch made of x.
+SUMS: dict[str, Callable[[Branch, Tensor, Tensor], Tensor]] = {
+    "alpha": lambda block, x, y: torch.add(x, y, alpha=0.5),
+    "in place": lambda block, x, y: y.add_(x),
+    "gain": lambda block, x, y: x + block.gain * y,
+    "python's sum": lambda block, x, y: sum([x, y]),  # type: ignore[arg-type,return-value]
+    "sum of the other order": lambda block, x, y: sum([y, x]),  # type: ignore[arg-type,return-value]
+    "by name": lambda block, x, y: torch.add(input=x, other=y),
+    "mean": lambda block, x, y: (x + y) / 2,
+}
+ODD_JOINS: dict[str, Callable[[Branch, Tensor, Tensor], Tensor]] = {
+    "difference": lambda block, x, y: x - y,
+    "interpolation": lambda block, x, y: torch.lerp(x, y, 0.5),
+    "product added": lambda block, x, y: torch.addcmul(x, block.gain, y),
+    "stack": lambda block, x, y: torch.stack([x, y]).sum(0),
+    "maximum": lambda block, x, y: torch.maximum(x, y),
+    "product": lambda block, x, y: x * y,
+    "negated": lambda block, x, y: -(-x - y),
+}
+
+
+def joining(join: Callable[[Branch, Tensor, Tensor], Tensor]) -> Net:
+    """A network of two such blocks."""
+    forward = lambda self, x: F.relu(join(self, x, self.body(x)))  # noqa: E731
+    cls = type("Joining", (Branch,), {"forward": forward})
+    return randomise(Net(cls(), cls(), channels=8)).eval()
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_every_way_to_write_a_sum(name):
+    """With its gate at one half the branch is halved, as its last normalisation's output is by hand."""
+    base = joining(SUMS[name])
+    model = add_se(copy.deepcopy(base), example_input=SIZE)
+    assert [site.unit for site in plan_se(base, example_input=SIZE).sites] == ["blocks.0", "blocks.1"]
+    for module in model.modules():
+        if isinstance(module, SqueezeExcite):
+            module.gate_scale = 1.0
+    for held in base.blocks:
+        held.body.register_forward_hook(lambda module, args, output: output * 0.5)
+    assert torch.equal(model(X), base(X))
+
+
+@pytest.mark.parametrize("name", ODD_JOINS)
+def test_a_join_that_is_not_understood_makes_no_plain_network(name):
+    model = joining(ODD_JOINS[name])
+    with pytest.raises(PlacementError, match=r"blocks\.0: it joins a map.*Write the join as an addition"):
+        add_se(model, example_input=SIZE)

@@ -22,6 +22,7 @@ from ..records import Edge, base_of, implants, is_implant
 from ..se.excite import SPATIAL_ATTENTION, SESpec, hidden_channels
 from ..structure.find import SESite, record_of
 from ..structure.unit import Unit
+from ..structure.units import ODD
 from .exam import Exam
 from .options import DEFAULT_PLACEMENT, Options, check_options, check_width, matches, option_arguments, resolve_stage
 from .placements import KEPT, NoPlace, places
@@ -381,6 +382,12 @@ def unplaced_reason(plan: Plan) -> SurgeryError:
         return PatientError(
             f"{path or 'the root'!r} of {plan.model} cannot be operated on: {why}. "
             f"Give it a forward that torch.fx can trace, or operate on a submodule."
+        )
+    odd = next((skip for skip in plan.skipped if skip.reason == ODD), None)
+    if not plan.exam.units.found and odd is not None:
+        return PlacementError(
+            f"{plan.model} has no unit that is understood: {odd.unit or 'its root'}: {odd.reason}. "
+            f"Write the join as an addition, or operate on a submodule."
         )
     if not plan.exam.units.found:
         told = [skip for skip in plan.skipped if not skip.unit] or plan.skipped

@@ -105,8 +105,9 @@ class Block:
         """Whether a sum or product is an event: not one with a number, and no product but a gate's."""
         args = fx.node.map_arg(node.args, lambda source: self.values[source.name])
         if kind == "add":
-            other = args[1] if len(args) > 1 else node.kwargs.get("other")
-            return isinstance(other, (Tensor, fx.Node))
+            named = (node.kwargs[name] for name in ("input", "other") if name in node.kwargs)
+            # Python's `sum` begins with a zero in front.
+            return all(isinstance(value, (Tensor, fx.Node)) for value in (*args[:2], *named))
         return kind != "gate" or self.is_gate(args, self.value(node))
 
     def is_gate(self, args: tuple[Any, ...], product: Tensor) -> bool:

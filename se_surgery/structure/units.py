@@ -43,6 +43,11 @@ from .unit import WITH_SHORTCUT, Reject, Unit
 AGAIN = "its module runs again"
 
 
+ODD = "it joins a map with what convolutions made of it by neither a sum nor a concatenation, which is not understood"
+# Of two maps these are understood, or told apart elsewhere.
+_JOINS = frozenset({"add", "cat", "gate", "attention"})
+
+
 @dataclass
 class Units:
     """What `recognise` found.
@@ -84,7 +89,10 @@ def recognise(anatomy: Anatomy, heads: bool = False) -> Units:
         units.rejected.append(Reject("", ON_TOKENS))
     # A network whose blocks cannot be looked into is not a plain one, nor is one that is not understood.
     elif not units.found and not units.closed and all(unfit.is_understood for _, unfit in verdicts.unfit):
-        _plain(anatomy, units)
+        odd = [Reject(path, ODD) for path in _odd_joins(graph)]
+        units.rejected[:0] = odd
+        if not odd:
+            _plain(anatomy, units)
         _take_out(units, [] if heads else list(in_heads(graph, verdicts, units.found)))
     units.found.sort(key=lambda unit: (unit.end, unit.start, unit.number))
     _take_out(units, list(in_scores(seen, units.found)))
@@ -349,6 +357,25 @@ def _sums_of_one(graph: Graph, verdicts: Verdicts) -> frozenset[int]:
     linear = (join for join, unfit in verdicts.unfit if unfit.reason == LINEAR)
     sums = (join for join in linear if not any(graph.values[i].kind == "attention" for i in members(join.region)))
     return frozenset().union(*(join.absorbed | {join.value.index} for join in sums))
+
+
+def _odd_joins(graph: Graph) -> list[str]:
+    """The modules that join a map with what their convolutions made of it, by neither a sum nor a concatenation.
+
+    Differences, interpolations, maxima, stacks that are reduced. What ends with an activation may be a gate.
+    """
+    found = []
+    for value in graph.values:
+        maps = [index for index in dict.fromkeys(value.inputs) if graph.values[index].is_map]
+        if len(maps) != 2 or value.kind in _JOINS or value.frame is None:
+            continue
+        first, second = (graph.values[index] for index in maps)
+        for before, after in ((first, second), (second, first)):
+            is_branch = graph.ancestors[after.index] & ~graph.ancestors[before.index] & graph.convolutions
+            is_shortcut = not graph.ancestors[before.index] & ~graph.ancestors[after.index] & graph.convolutions
+            if is_branch and is_shortcut and before.shape == after.shape and after.kind != "act":
+                found.append(value.frame.path)
+    return list(dict.fromkeys(found))
 
 
 def _plain(anatomy: Anatomy, units: Units) -> None:
