@@ -66,7 +66,7 @@ class Blended(Body):
 
     def forward(self, x):
         y = self.branch(x)
-        return torch.sub(x, y, alpha=0.25) + y
+        return x + torch.sub(y, y.relu(), alpha=0.25)
 
 
 class Accumulating(Body):
