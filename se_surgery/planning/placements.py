@@ -276,6 +276,27 @@ def _after_wide_convolution(anatomy: Anatomy, unit: Unit) -> Edge:
     return _edge(anatomy, *after_convolution(anatomy, wide[-1], unit))
 
 
+# --------------------------------------------------------------------------------------------------------------- kept
+
+
+def slot_of(anatomy: Anatomy, path: str) -> Edge:
+    """The edge into the call of an SE that is there.
+
+    Raises:
+        NoPlace: No one call of it can be seen.
+    """
+    host, _, name = path.rpartition(".")
+    try:
+        block = anatomy.block(host)
+    except TraceError as error:
+        raise NoPlace(f"the call of {path!r} cannot be seen ({error}); name a placement") from error
+    calls = [node for node in block.nodes if node.op == "call_module" and node.target == name]
+    sources = [source for call in calls for source in block.maps_into(call)]
+    if len(calls) != 1 or len(sources) != 1:
+        raise NoPlace(f"{path!r} is not called once with one map by {host or 'the model'!r}; name a placement")
+    return _edge(anatomy, block, sources[0], calls)
+
+
 # ------------------------------------------------------------------------------------------------------------- common
 
 

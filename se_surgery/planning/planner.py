@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..errors import NothingToDoError, OptionError, PatientError, PlacementError, SurgeryError, TraceError
-from ..reading.anatomy import Anatomy
+from ..errors import NothingToDoError, OptionError, PatientError, PlacementError, SurgeryError
 from ..reading.block import Block
 from ..reading.layout import is_under, positions
 from ..reading.look import Look
@@ -25,7 +24,7 @@ from ..structure.unit import Unit
 from ..structure.units import ODD
 from .exam import Exam
 from .options import DEFAULT_PLACEMENT, Options, check_options, check_width, matches, option_arguments, resolve_stage
-from .placements import KEPT, NoPlace, places
+from .placements import KEPT, NoPlace, places, slot_of
 from .plan import HELD, Plan, Site, Skipped, UnitKind
 
 
@@ -215,7 +214,7 @@ class _Planner:
 
     def _edges(self, unit: Unit, seat: _Seat) -> tuple[Edge, ...]:
         anatomy = self.exam.anatomy
-        return (_slot(anatomy, seat.slot),) if seat.slot else places(anatomy, unit, seat.placement)
+        return (slot_of(anatomy, seat.slot),) if seat.slot else places(anatomy, unit, seat.placement)
 
     def _site(self, unit: Unit, seat: _Seat, edges: tuple[Edge, ...], stage: int, held: list[SESite]) -> Site:
         options, edge = self.options, edges[0]
@@ -307,24 +306,6 @@ class _Planner:
 
 
 _DIMENSIONS = {1: "one", 2: "two dimensions"}
-
-
-def _slot(anatomy: Anatomy, path: str) -> Edge:
-    """The edge into the call of an SE.
-
-    Raises:
-        NoPlace: No one call of it can be seen.
-    """
-    host, _, name = path.rpartition(".")
-    try:
-        block = anatomy.block(host)
-    except TraceError as error:
-        raise NoPlace(f"the call of {path!r} cannot be seen ({error}); name a placement") from error
-    calls = [node for node in block.nodes if node.op == "call_module" and node.target == name]
-    sources = [source for call in calls for source in block.maps_into(call)]
-    if len(calls) != 1 or len(sources) != 1:
-        raise NoPlace(f"{path!r} is not called once with one map by {host or 'the model'!r}; name a placement")
-    return block.edge(sources[0], anatomy.axis(block, sources[0]), calls)
 
 
 def _slot_behind(host: Block, edge: Edge, name: str, replaced: tuple[str, ...]) -> bool:
