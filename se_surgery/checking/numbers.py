@@ -89,13 +89,11 @@ class Scale:
         return shape if self.factor == 1.0 else _shrunk(shape, self.maps, self.factor)
 
 
-@functools.lru_cache(maxsize=4096)
 def positions_of(shape: tuple[int, ...], maps: Maps) -> tuple[int, ...]:
     """The sides of a batch of maps; none of anything else."""
     return maps.sides(shape) if len(shape) in maps.ranks else ()
 
 
-@functools.lru_cache(maxsize=4096)
 def _shrunk(shape: tuple[int, ...], maps: Maps, factor: float) -> tuple[int, ...]:
     sides = tuple(math.ceil(side / factor) for side in positions_of(shape, maps))
     if not sides:

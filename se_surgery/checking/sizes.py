@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..reading.outer import Names, is_foreign, names_in
+from ..reading.outer import Names, content_of, is_foreign, names_in
 from .alike import WIDTHS
 
 # What is told by these is the same at all widths.
@@ -60,7 +60,7 @@ def _versions(cls: type[nn.Module], name: str) -> Iterator[types.FunctionType]:
 
 def _functions(function: types.FunctionType, names: Names) -> Iterator[types.FunctionType]:
     """The functions of users that a function names, by way of its module and its closure."""
-    values = [cell.cell_contents for cell in function.__closure__ or () if _is_set(cell)]
+    values = [content_of(cell) for cell in function.__closure__ or ()]
     for name, chain in names.outer:
         value = function.__globals__.get(name)
         for attribute in chain:
@@ -71,10 +71,3 @@ def _functions(function: types.FunctionType, names: Names) -> Iterator[types.Fun
     for value in values:
         if isinstance(value, types.FunctionType) and not is_foreign(value.__module__):
             yield value
-
-
-def _is_set(cell: types.CellType) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False

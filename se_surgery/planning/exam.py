@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import PatientError
@@ -19,7 +19,7 @@ from ..reading.anatomy import Anatomy
 from ..reading.encoded import refuse_encoded_layers
 from ..reading.layout import is_under
 from ..reading.look import Look, look
-from ..reading.wrappers import check_module
+from ..reading.wrappers import check_module, tensors_of
 from ..records import Edge
 from ..structure.find import SESite, record_of, sites_in
 from ..structure.stages import Stages
@@ -192,7 +192,7 @@ def refuse_unfit(model: Any) -> None:
                 f"{repr(path) if path else 'The model'} is wrapped or compiled by {wrapper}, which has fixed what it "
                 f"runs and synchronises already. Operate on the bare model first, then wrap it."
             )
-    tensors = _tensors_of(modules)
+    tensors = list(tensors_of(modules))
     lazy = next((name for name, tensor in tensors if is_lazy(tensor)), None)
     if lazy is not None:
         raise PatientError(f"{lazy!r} of the model is lazy and has no shape yet. Run it on one batch, then operate.")
@@ -209,16 +209,6 @@ def refuse_unfit(model: Any) -> None:
             f"Some tensors are on the meta device and some are not ({lost!r} is). "
             f"Load all weights first, or keep the whole model on meta."
         )
-
-
-def _tensors_of(modules: dict[str, nn.Module]) -> list[tuple[str, Tensor]]:
-    """The parameters of modules, and then their buffers, each with its name."""
-    found = []
-    for group in ("_parameters", "_buffers"):
-        for path, module in modules.items():
-            held = module.__dict__[group].items()
-            found += [(f"{path}.{name}".lstrip("."), tensor) for name, tensor in held if tensor is not None]
-    return found
 
 
 def _takes_nothing(module: nn.Module) -> bool:

@@ -149,8 +149,7 @@ def again(remake: Callable[[nn.Module], nn.Module]) -> Judge:
 
     def judge(pair: Pair) -> Outcome:
         try:
-            base = remake(twin(pair.base).eval())
-            due = _due(base, pair)
+            _, due = _of_base(remake(twin(pair.base).eval()), pair)
         except Exception as error:
             return no_way(error)
         first = twin(pair.operated).eval()
@@ -176,11 +175,10 @@ def again(remake: Callable[[nn.Module], nn.Module]) -> Judge:
     return judge
 
 
-def _due(base: nn.Module, pair: Pair) -> dict[str, int]:
-    """How often each SE has to run, by a run of the base."""
+def _of_base(base: nn.Module, pair: Pair) -> tuple[list[Tensor], dict[str, int]]:
+    """What the base puts out, and how often each SE has to run by what it called."""
     ran = counted(base)
-    outputs_of(base, pair.inputs)
-    return calls_due(pair.sites, ran)
+    return outputs_of(base, pair.inputs), calls_due(pair.sites, ran)
 
 
 def _parametrized(model: nn.Module, sites: Iterable[str]) -> Outcome | None:
@@ -204,8 +202,8 @@ def folded(pair: Pair) -> Outcome:
         base = reparameterize_model(copied(pair.base).eval(), inplace=True)
         if _structure(base) == _structure(pair.base):
             return Outcome(None, "the base has no such way: reparameterize_model changes nothing in it")
-        own = deviation(outputs_of(base, pair.inputs), outputs_of(twin(pair.base).eval(), pair.inputs))
-        due = _due(twin(pair.base).eval(), pair)
+        expected, due = _of_base(twin(pair.base).eval(), pair)
+        own = deviation(outputs_of(base, pair.inputs), expected)
         del base
     except Exception as error:
         return no_way(error)

@@ -9,7 +9,6 @@ channel, or N channels of what was pooled, and (B, M, N) may have its channels l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import MethodWrapperType
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .blame import handed
+from .dataflow import tensors_in
 from .events import KINDS, functions
 from .maps import SIGNALS, Maps
 
@@ -46,15 +46,15 @@ class Axes:
 
     def take(self, given: Any) -> None:
         """Note the inputs of the model: (B, C, L), until a convolution tells otherwise, or (B, L)."""
-        for tensor in _tensors(given):
+        for tensor in tensors_in(given):
             self._given.append(tensor)
             self._note(tensor, _INPUTS.get(tensor.dim(), BATCH + OTHER * (tensor.dim() - 2) + POSITIONS))
 
     def follow(self, function: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Note what a function made."""
-        sources = [tensor for tensor in _tensors((args, kwargs)) if id(tensor) in self._labels]
+        sources = [tensor for tensor in tensors_in((args, kwargs)) if id(tensor) in self._labels]
         is_turn = len(sources) == 1 and (function in _TURNS or type(function) is MethodWrapperType)
-        for made in _tensors(result) if sources else ():
+        for made in tensors_in(result) if sources else ():
             if KINDS.get(function) == "conv":
                 labels = self._convolved(sources[0], made)
             elif is_turn and sources[0].dim() <= len(_SIDES) and not _is_cut(function, sources[0], made):
@@ -121,7 +121,7 @@ class Axes:
         like = torch.empty(_SIDES[: source.dim()], device="meta")
         try:
             seen = handed(function, like, *args[1:], **kwargs)
-        except Exception:  # of another kind of index, for one; what it is then is seen by its shape
+        except (IndexError, RuntimeError, TypeError, ValueError):  # another kind of index: its shape tells what it is
             return self._made([source], result)
         seen = seen if isinstance(seen, Tensor) else next(iter(seen))
         if seen.dim() != result.dim():
@@ -179,13 +179,3 @@ def _without_ones(labels: str, tensor: Tensor) -> str:
 
 def _sizes(tensor: Tensor) -> list[int]:
     return sorted(tensor.shape)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))

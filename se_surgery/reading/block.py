@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from ..records import Edge
 from .answers import asks_for_shape
-from .events import Call, Event, is_gate, kind_of
+from .events import Call, Event, is_gate, is_sum, kind_of
 from .look import Look
 from .observed import Observed
 from .trace import Trace
@@ -103,11 +103,9 @@ class Block:
 
     def _is_noted(self, node: fx.Node, kind: str | None) -> bool:
         """Whether a sum or product is an event: not one with a number, and no product but a gate's."""
-        args = fx.node.map_arg(node.args, lambda source: self.values[source.name])
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: self.values[source.name])
         if kind == "add":
-            named = (node.kwargs[name] for name in ("input", "other") if name in node.kwargs)
-            # Python's `sum` begins with a zero in front.
-            return all(isinstance(value, (Tensor, fx.Node)) for value in (*args[:2], *named))
+            return is_sum(args, kwargs)
         return kind != "gate" or self.is_gate(args, self.value(node))
 
     def is_gate(self, args: tuple[Any, ...], product: Tensor) -> bool:

@@ -99,7 +99,7 @@ class Dataflow:
 
     def take(self, given: Any, clock: int) -> None:
         """Note the inputs of the model."""
-        for tensor in _tensors(given):
+        for tensor in tensors_in(given):
             self._add(tensor, "in", (), (), clock, None, None)
 
     def note(
@@ -133,7 +133,7 @@ class Dataflow:
             kind = "pass"
         elif kind == "pass":
             inputs = inputs[:1]  # what a map is divided by
-        for tensor in (result,) if isinstance(result, Tensor) else _tensors(result):
+        for tensor in (result,) if isinstance(result, Tensor) else tensors_in(result):
             value = self._add(tensor, kind, inputs, all_inputs, clock, call, event)
             value.gates = function in _GATES
             if function in _EXPANDED:
@@ -141,7 +141,7 @@ class Dataflow:
 
     def returned(self, output: Any, call: Call) -> None:
         """Note what a call returned."""
-        for tensor in (output,) if isinstance(output, Tensor) else _tensors(output):
+        for tensor in (output,) if isinstance(output, Tensor) else tensors_in(output):
             index = self.index(tensor)
             if index is not None:
                 self.values[index].calls.append(call)
@@ -167,7 +167,7 @@ class Dataflow:
         """The values among some arguments."""
         if kind in _OF_ONE and args:
             args, kwargs = args[:1], {}
-        for tensor in _tensors(args) if not kwargs else _tensors((*args, *kwargs.values())):
+        for tensor in tensors_in(args) if not kwargs else tensors_in((*args, *kwargs.values())):
             index = self.index(tensor)
             if index is not None:
                 yield index
@@ -222,16 +222,16 @@ class Dataflow:
         self._kept.append(tensor)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
     """The tensors in arguments or results, however deep in lists, tuples and dictionaries."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(value, dict):
         for item in value.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
 
 
 def _memory(tensor: Tensor) -> int:

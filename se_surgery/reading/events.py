@@ -146,6 +146,12 @@ def kind_of(function: Any) -> str | None:
     return KINDS.get(function) if callable(function) else None
 
 
+def is_sum(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether what is added are two tensors: Python's `sum` adds the first one to a zero."""
+    named = (kwargs[name] for name in ("input", "other") if name in kwargs)
+    return all(isinstance(value, Tensor) for value in (*args[:2], *named))
+
+
 def is_gate(args: tuple[Any, ...], result: Tensor, axis: int | None = None) -> bool:
     """Whether a product, a map, scales the channels of a map by one number each, broadcast or expanded.
 

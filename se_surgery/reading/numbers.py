@@ -15,6 +15,7 @@ from ..errors import TraceError
 from .blame import handed
 from .reads import SELF
 from .watch import Watch, way
+from .wrappers import tensors_of
 
 # What makes a number of a tensor's values.
 _NUMBERS = frozenset(
@@ -32,10 +33,8 @@ class Numbers(TorchFunctionMode):
         self.tracer = tracer
         self.watch = watch
         self.paths: dict[int, str] = {}
-        for path, module in watch.modules.items():
-            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-                if tensor is not None:
-                    self.paths.setdefault(id(tensor), f"{path}.{name}".lstrip("."))
+        for path, tensor in tensors_of(watch.modules):
+            self.paths.setdefault(id(tensor), path)
         self.has_numbers = False
         self.has_own = False
 

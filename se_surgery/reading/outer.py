@@ -283,3 +283,11 @@ def _asked(code: types.CodeType, chains: list[tuple[str, str, tuple[str, ...]]])
     for (kind, name, _), (_, owner, chain) in itertools.pairwise(chains):
         if (kind, name) in (("global", "isinstance"), ("global", "type")) and owner == first and chain:
             yield chain
+
+
+def content_of(cell: types.CellType) -> Any:
+    """What a variable of a closure holds; None where it has not been assigned yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None

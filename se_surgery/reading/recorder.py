@@ -24,7 +24,7 @@ from .blame import handed
 from .copies import Copier
 from .dataflow import Dataflow
 from .draws import Undrawn
-from .events import KINDS, MAXIMA, Call, Event, functions, is_gate, is_in_place, is_like_first
+from .events import KINDS, MAXIMA, Call, Event, functions, is_gate, is_in_place, is_like_first, is_sum
 from .hooks import after_forward, before_forward, bound_forward
 from .maps import SIGNALS, Maps
 from .shapes import like, worked_out
@@ -149,7 +149,7 @@ class Recorder(TorchFunctionMode):
             extra["macs"] = math.prod(result.shape[1:]) * math.prod(weight.shape[1:])
         if kind == "gate" and not self.is_gate(args, result):
             return None
-        if kind == "add" and not isinstance(args[1] if len(args) > 1 else kwargs.get("other"), Tensor):
+        if kind == "add" and not is_sum(args, kwargs):
             return None
         self.clock += 1
         extra["spatial"] = self.is_map(result)

@@ -43,9 +43,9 @@ GATES: dict[str, Gate] = {
 # Table 11 of the paper.
 SQUEEZES = ("avg", "max")
 # timm's attention modules that keep the shape and add little arithmetic.
+LIGHT_ATTENTION = ("ese", "eca", "ecam", "ceca", "gc", "gca", "cbam", "lcbam")
 # Those of them that look at positions, by kernels of two dimensions.
 SPATIAL_ATTENTION = ("cbam", "lcbam")
-LIGHT_ATTENTION = ("ese", "eca", "ecam", "ceca", "gc", "gca", "cbam", "lcbam")
 INITS = ("identity", "paper")
 
 

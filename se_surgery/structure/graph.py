@@ -286,9 +286,10 @@ class Graph:
             is_join = all(self._keeps_positions(value, self.values[source]) for source in sources)
         if not is_join or not all(self.values[source].is_map for source in sources):
             return None
-        return Join(self, value, tuple(self._operands(sources)), frozenset(absorbed))
+        return Join(self, value, tuple(self.operands(sources)), frozenset(absorbed))
 
-    def _operands(self, sources: list[int]) -> Iterator[Operand]:
+    def operands(self, sources: list[int]) -> Iterator[Operand]:
+        """What is joined, each with what it alone is computed from."""
         for source in sources:
             others = tuple(other for other in sources if other != source)
             alone = self.ancestors[source] & ~union_of(self.ancestors[other] for other in others)

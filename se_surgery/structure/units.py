@@ -41,8 +41,6 @@ from .rules import LINEAR, LONG, TWICE, UNUSED, WITHIN, Found, Verdicts, judged
 from .unit import WITH_SHORTCUT, Reject, Unit
 
 AGAIN = "its module runs again"
-
-
 ODD = "it joins a map with what convolutions made of it by neither a sum nor a concatenation, which is not understood"
 # Of two maps these are understood, or told apart elsewhere.
 _JOINS = frozenset({"add", "cat", "gate", "attention"})
@@ -369,12 +367,10 @@ def _odd_joins(graph: Graph) -> list[str]:
         maps = [index for index in dict.fromkeys(value.inputs) if graph.values[index].is_map]
         if len(maps) != 2 or value.kind in _JOINS or value.frame is None:
             continue
-        first, second = (graph.values[index] for index in maps)
-        for before, after in ((first, second), (second, first)):
-            is_branch = graph.ancestors[after.index] & ~graph.ancestors[before.index] & graph.convolutions
-            is_shortcut = not graph.ancestors[before.index] & ~graph.ancestors[after.index] & graph.convolutions
-            if is_branch and is_shortcut and before.shape == after.shape and after.kind != "act":
-                found.append(value.frame.path)
+        shortcut, branch = sorted(graph.operands(maps), key=lambda operand: operand.convolutions)
+        is_branch = branch.convolutions > 0 and not shortcut.convolutions
+        if is_branch and branch.value.shape == shortcut.value.shape and branch.value.kind != "act":
+            found.append(value.frame.path)
     return list(dict.fromkeys(found))
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import nn
 
+from ..reading.outer import content_of
 from ..records import implants
 from .gone import Gone
 
@@ -82,7 +83,7 @@ class Leads:
 
     def _around(self, function: FunctionType) -> Iterator[Any]:
         """What a function closes over, and what it reads of its module and of the block by name."""
-        yield from (_content(cell) for cell in function.__closure__ or ())
+        yield from (content_of(cell) for cell in function.__closure__ or ())
         yield from function.__defaults__ or ()
         yield from (function.__kwdefaults__ or {}).values()
         yield from vars(function).values()
@@ -93,7 +94,7 @@ class Leads:
     def _read_by(self, function: FunctionType, bound: bool) -> set[str]:
         """The generated methods that a function reads from the block or its class; its SEs count as all of them."""
         code = function.__code__
-        variables = dict(zip(code.co_freevars, map(_content, function.__closure__ or ()), strict=False))
+        variables = dict(zip(code.co_freevars, map(content_of, function.__closure__ or ()), strict=False))
         defaults = function.__defaults__ or ()
         variables |= zip(code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount], defaults, strict=False)
         if bound and code.co_argcount:
@@ -109,13 +110,6 @@ class Leads:
 def _held(one: Any) -> list[Any]:
     """The callables that an object holds as attributes."""
     return [value for value in getattr(one, "__dict__", {}).values() if callable(value)]
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return None
 
 
 def _names(code: CodeType) -> set[str]:
